@@ -1,0 +1,1 @@
+"""Station: video file to clip."""

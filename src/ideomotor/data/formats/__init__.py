@@ -1,0 +1,1 @@
+"""Readers of what people have, one file a format."""

@@ -1,0 +1,1 @@
+"""Ground: the mathematics of diffusion; takes callables, returns tensors."""

@@ -1,0 +1,1 @@
+"""Station: actions to the world (Gymnasium API, each behind an extra)."""

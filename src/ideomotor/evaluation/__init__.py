@@ -1,0 +1,1 @@
+"""The report: video metrics, roll-outs, statistics, page."""

@@ -1,0 +1,1 @@
+"""Ground: parts of networks; they know neither files nor robots nor diffusion."""

@@ -1,0 +1,1 @@
+"""Station: features to actions."""

@@ -1,0 +1,1 @@
+"""Station: what was seen to what is foretold, and the features a head reads."""

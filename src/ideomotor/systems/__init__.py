@@ -1,0 +1,1 @@
+"""Recipes: where the stations meet."""

@@ -1,0 +1,1 @@
+"""Station: clip to tokens or latents, and back."""

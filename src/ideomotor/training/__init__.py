@@ -1,0 +1,1 @@
+"""The engine: learner, run, optim, checkpoint, log."""

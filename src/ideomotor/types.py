@@ -1,0 +1,206 @@
+"""The words that stations share: Clip, Episode, Losses, Borrowed, and the protocols they meet through.
+
+Axis letters, everywhere: ``b`` batch, ``t`` frames (always time), ``c`` colour, ``h w`` height and width, ``n`` tokens,
+``d`` width of a feature; every other axis is a word. Video is ``b t c h w``, uint8 in 0..255, at every public border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A batch of windows of video, with what is known of each.
+
+    Attributes:
+        frames: by camera name; context frames first, then the horizon.
+        text: one instruction or caption a sample; "" where none is known.
+        actions: the chunk that follows the last context frame, in the units of the data; None for actionless video.
+        action_mask: True where an action was really recorded, False where the chunk runs past the episode's end.
+        proprio: the robot's own state at the last context frame.
+        tokens: the tokenizer's latent frames of this window, by camera, where a cache holds them.
+    """
+
+    frames: Mapping[str, UInt8[Tensor, "b t c h w"]] = field(default_factory=dict)
+    text: tuple[str, ...]
+    actions: Float[Tensor, "b chunk action"] | None = None
+    action_mask: Bool[Tensor, "b chunk"] | None = None
+    proprio: Float[Tensor, "b state"] | None = None
+    tokens: Mapping[str, Int[Tensor, "b latent n"]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Clip:
+        """Returns the clip with every tensor on ``device``.
+
+        accelerate moves only what has this very signature; without it a clip would silently stay on the CPU.
+        """
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, Mapping):
+                return {name: move(item) for name, item in value.items()}
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    def split(self, context: int) -> tuple[Clip, Clip]:
+        """Returns what is seen (the first ``context`` frames, and the state) and what is to be foretold (the rest, and the actions)."""
+        for camera, video in self.frames.items():
+            if video.shape[1] <= context:
+                raise ValueError(
+                    f"camera {camera!r} of the clip has {video.shape[1]} frames; a context of {context} leaves nothing to "
+                    "foretell: shorten the context or lengthen the window"
+                )
+        seen = {camera: video[:, :context] for camera, video in self.frames.items()}
+        rest = {camera: video[:, context:] for camera, video in self.frames.items()}
+        return (
+            Clip(frames=seen, text=self.text, proprio=self.proprio),
+            Clip(frames=rest, text=self.text, actions=self.actions, action_mask=self.action_mask),
+        )
+
+
+@runtime_checkable
+class Frames(Protocol):
+    """One camera's frames of one episode, read when asked for."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(t, c, h, w)`` of what ``read`` can return without ``size``."""
+
+    def read(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[Tensor, "t c h w"]:
+        """Returns those frames, in the order asked for, resized to ``size`` (height, width).
+
+        Raises:
+            IndexError: an index is outside ``0..t-1``.
+            ValueError: the file cannot give that frame (damage found only now).
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One recording; nothing is decoded before it is asked for.
+
+    Attributes:
+        id: unique within its dataset, and stable.
+        text: instruction or caption; "" where none is known.
+        fps: frames per second.
+        frames: by camera name; every camera has ``length`` frames.
+        read_actions: the action taken at each frame; None for actionless video.
+        read_proprio: the robot's own state at each frame; None where not recorded.
+        outcome: "success", "failure", or "" where unknown.
+    """
+
+    id: str
+    text: str
+    fps: float
+    length: int
+    frames: Mapping[str, Frames]
+    read_actions: Callable[[], Float[np.ndarray, "t action"]] | None = None
+    read_proprio: Callable[[], Float[np.ndarray, "t state"]] | None = None
+    outcome: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """A file or episode that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Episodes of one source, what was left out, and a fingerprint of the bytes they come from.
+
+    Attributes:
+        name: short, for tables and cameras' legends.
+        format: the name of the reader in ``data.formats``.
+        fingerprint: hexadecimal; changes when a file's name, size or modification time changes, or a reader's version.
+    """
+
+    name: str
+    path: Path
+    format: str
+    episodes: tuple[Episode, ...]
+    quarantined: tuple[Quarantined, ...] = ()
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """What an objective returns: ``total`` is differentiated, ``terms`` are detached and only logged."""
+
+    total: Float[Tensor, ""]
+    terms: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+class Borrowed:
+    """A module that is used but not owned.
+
+    Gradients pass through to its inputs and never to its weights; it is neither saved, nor counted, nor moved with its
+    holder, because it is not an ``nn.Module`` and so is no sub-module of the holder.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *args: Any, method: str = "forward", **kwargs: Any) -> Any:
+        """Calls ``method`` of the module with its weights detached.
+
+        Outside autograd (and for calls under ``torch.no_grad``) call ``self.module`` directly; it is the same result.
+        """
+        detached = {name: weight.detach() for name, weight in self.module.named_parameters()}
+        return torch.func.functional_call(_Method(self.module, method), {f"module.{k}": v for k, v in detached.items()}, args, kwargs)
+
+
+class _Method(nn.Module):
+    """Lets ``functional_call`` reach a method other than ``forward``."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.module, self.method)(*args, **kwargs)
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Clip to tokens and back. Every count is asked from it; none is typed elsewhere."""
+
+    @property
+    def vocab(self) -> int:
+        """Number of codes; tokens lie in ``0..vocab-1``."""
+
+    @property
+    def frames_per_latent(self) -> int:
+        """How many frames one latent frame stands for."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of a latent frame's tokens, for frames of that size."""
+
+    def encode(self, frames: UInt8[Tensor, "b t c h w"]) -> Int[Tensor, "b latent n"]:
+        """Returns the tokens, row-major within a latent frame."""
+
+    def decode(self, tokens: Int[Tensor, "b latent n"], grid: tuple[int, int] | None = None) -> UInt8[Tensor, "b t c h w"]:
+        """Returns the video those tokens stand for; ``grid`` where it is not square."""
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """What acts: a batch of observations in, a batch of action chunks out."""
+
+    def act(self, context: Clip) -> Float[Tensor, "b chunk action"]:
+        """Returns actions in the units of the environment. ``context`` holds context frames only."""
