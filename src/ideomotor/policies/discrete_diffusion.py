@@ -1,0 +1,148 @@
+"""Features to actions: a chunk of binned actions, foretold by masked discrete diffusion.
+
+The sequence is [text | pixels | foresight | state] as a fixed prefix, then one position an action of the chunk, whose unknown
+tokens are [MASK]. The prefix is computed once, in training shared by several noisings of the same chunk, in acting by all steps.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from ideomotor.diffusion.discrete import cosine_ratio, mask_tokens, masked_cross_entropy
+from ideomotor.diffusion.samplers import parallel_decode
+from ideomotor.layers.conv import PixelStem, PixelStemConfig
+from ideomotor.layers.token_groups import TokenGroups
+from ideomotor.layers.transformer import Cache, Transformer, TransformerConfig, repeat_cache
+from ideomotor.policies.actions import QuantileBins
+from ideomotor.types import Losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteDiffusionPolicyConfig:
+    """Sizes of the action model.
+
+    Attributes:
+        action_width: dimensions of one action.
+        chunk: actions foretold together.
+        bins: quantile bins a dimension.
+        features: number and width of the foresight features; (0, 0) for a policy that looks at pixels only.
+        state_width: dimensions of proprioception; 0 (the default) for images only.
+        pixels: height and width of the frames.
+        noisings: how many maskings of a chunk are trained on each computed prefix.
+    """
+
+    action_width: int = 4
+    chunk: int = 8
+    bins: int = 48
+    features: tuple[int, int] = (36, 256)
+    text_width: int = 384
+    state_width: int = 0
+    pixels: int = 96
+    noisings: int = 4
+    stem: PixelStemConfig = field(default_factory=PixelStemConfig)
+    trunk: TransformerConfig = field(default_factory=lambda: TransformerConfig(width=192, layers=4, heads=4, dropout=0.1))
+
+
+class DiscreteDiffusionPolicy(nn.Module):
+    """Source: VPDD's p_theta2 (2402.14407) by modern means: bidirectional, a real [MASK], masked cross-entropy, pixels of its own."""
+
+    def __init__(self, config: DiscreteDiffusionPolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.trunk.width
+        self.bins = QuantileBins(config.bins, config.action_width)
+        self.stem = PixelStem(config.stem)
+        self.pixels = nn.Linear(config.stem.width, width)
+        self.pixel_place = nn.Parameter(0.02 * torch.randn(self.stem.grid(config.pixels) ** 2, width))
+        self.text = nn.Linear(config.text_width, width)
+        count, feature_width = config.features
+        if count:
+            self.foresight = nn.Sequential(nn.LayerNorm(feature_width), nn.Linear(feature_width, width))
+            self.foresight_place = nn.Parameter(0.02 * torch.randn(count, width))
+        if config.state_width:
+            self.state = nn.Sequential(nn.Linear(config.state_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.actions = TokenGroups(config.action_width, config.bins, width)
+        self.action_time = nn.Parameter(0.02 * torch.randn(config.chunk, width))
+        self.trunk = Transformer(config.trunk)
+
+    def observe(
+        self,
+        frames: UInt8[Tensor, "b t c h w"],
+        features: Float[Tensor, "b m d"] | None,
+        text: Float[Tensor, "b e"],
+        state: Float[Tensor, "b s"] | None = None,
+    ) -> Cache:
+        """Returns the prefix's cache, with which any number of denoising steps can be taken."""
+        config = self.config
+        if frames.shape[-2:] != (config.pixels, config.pixels):
+            raise ValueError(
+                f"frames of {frames.shape[-2]}x{frames.shape[-1]} came; this policy was trained on {config.pixels}x{config.pixels}"
+            )
+        parts = [self.text(text)[:, None], self.pixels(self.stem(frames)) + self.pixel_place]
+        if config.features[0]:
+            if features is None or tuple(features.shape[1:]) != config.features:
+                came = "none" if features is None else f"{tuple(features.shape[1:])}"
+                raise ValueError(f"foresight features {came} came; wanted {config.features}: use the predictor it was trained with")
+            parts.append(self.foresight(features) + self.foresight_place)
+        if config.state_width:
+            if state is None or state.shape[1] != config.state_width:
+                raise ValueError(f"this policy wants a state of width {config.state_width} and got {None if state is None else state.shape[1]}")
+            parts.append(self.state(state)[:, None])
+        _, cache = self.trunk(torch.cat([part.to(parts[1].dtype) for part in parts], 1))
+        return cache
+
+    def loss(
+        self,
+        frames: UInt8[Tensor, "b t c h w"],
+        features: Float[Tensor, "b m d"] | None,
+        text: Float[Tensor, "b e"],
+        actions: Float[Tensor, "b chunk action"],
+        mask: Bool[Tensor, "b chunk"] | None = None,
+        state: Float[Tensor, "b s"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Losses:
+        """Returns the cross-entropy of masked action tokens; actions beyond an episode's end (``mask`` False) do not count."""
+        config = self.config
+        if tuple(actions.shape[1:]) != (config.chunk, config.action_width):
+            raise ValueError(
+                f"chunks of {actions.shape[1]} actions of width {actions.shape[2]} came; this policy foretells {config.chunk} of "
+                f"width {config.action_width}: set the window's chunk, or train a policy for this robot"
+            )
+        cache = repeat_cache(self.observe(frames, features, text, state), config.noisings)
+        x0 = repeat(self.bins.encode(actions), "b chunk action -> (b k) (chunk action)", k=config.noisings)
+        ratio = cosine_ratio(torch.rand(len(x0), generator=generator)).to(x0.device)
+        xt, masked = mask_tokens(x0, self.actions.mask_id, ratio, generator)
+        if mask is not None:
+            masked &= repeat(mask, "b chunk -> (b k) (chunk action)", k=config.noisings, action=config.action_width)
+        logits = self.logits(xt, cache)
+        total = masked_cross_entropy(logits, x0, masked)
+        right = (logits.detach().argmax(-1) == x0)[masked].float().mean()
+        return Losses(total=total, terms={"cross_entropy": total.detach(), "accuracy": right})
+
+    def logits(self, xt: Int[Tensor, "b n"], cache: Cache) -> Float[Tensor, "b n bins"]:
+        """Returns logits for every action token, given some of them."""
+        tokens = rearrange(xt, "b (chunk action) -> b chunk action", chunk=self.config.chunk)
+        out, _ = self.trunk(self.actions.embed(tokens) + self.action_time, cache)
+        return rearrange(self.actions.logits(out), "b chunk action bins -> b (chunk action) bins")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        frames: UInt8[Tensor, "b t c h w"],
+        features: Float[Tensor, "b m d"] | None,
+        text: Float[Tensor, "b e"],
+        state: Float[Tensor, "b s"] | None = None,
+        steps: int = 2,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b chunk action"]:
+        """Returns a chunk of actions in the units of the demonstrations, decoded in ``steps`` passes."""
+        cache = self.observe(frames, features, text, state)
+        unknown = torch.full((len(text), self.config.chunk * self.config.action_width), self.actions.mask_id, device=text.device)
+        tokens = parallel_decode(
+            lambda xt: self.logits(xt, cache), unknown, self.actions.mask_id, steps, temperature=temperature, generator=generator
+        )
+        return self.bins.decode(rearrange(tokens, "b (chunk action) -> b chunk action", chunk=self.config.chunk))

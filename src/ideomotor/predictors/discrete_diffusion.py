@@ -1,0 +1,155 @@
+"""Foretells video tokens by masked discrete diffusion: what was seen and a sentence in, future tokens and features out.
+
+The sequence is [text | observed latent frame] as a fixed prefix and then the future latent frame, whose unknown tokens are
+[MASK]. The prefix never looks at the future (blocks of the trunk), so it is computed once for any number of steps.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ideomotor.diffusion.discrete import cosine_ratio, mask_tokens, masked_cross_entropy
+from ideomotor.diffusion.samplers import parallel_decode
+from ideomotor.layers.token_groups import TokenGroups
+from ideomotor.layers.transformer import Cache, Transformer, TransformerConfig
+from ideomotor.types import Losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteDiffusionPredictorConfig:
+    """Sizes of the video predictor.
+
+    Attributes:
+        vocab: codes of the tokenizer.
+        grid: rows and columns of a latent frame.
+        patch: ``patch`` x ``patch`` neighbouring tokens share one position of the trunk.
+        latents: latent frames foretold; as many are observed as ``context_latents``.
+        text_width: width of the sentence vectors.
+        text_dropout: share of training samples whose text is withheld, so that guidance and captionless video work.
+    """
+
+    vocab: int = 1000
+    grid: tuple[int, int] = (12, 12)
+    patch: int = 2
+    context_latents: int = 1
+    latents: int = 1
+    text_width: int = 384
+    text_dropout: float = 0.1
+    trunk: TransformerConfig = field(default_factory=TransformerConfig)
+
+    def __post_init__(self) -> None:
+        if self.grid[0] % self.patch or self.grid[1] % self.patch:
+            raise ValueError(f"a grid of {self.grid[0]}x{self.grid[1]} tokens does not divide into patches of {self.patch}")
+
+    @property
+    def positions(self) -> int:
+        """Positions of the trunk that one latent frame takes."""
+        return (self.grid[0] // self.patch) * (self.grid[1] // self.patch)
+
+
+class DiscreteDiffusionPredictor(nn.Module):
+    """Source: VPDD (2402.14407), by modern means: absorbing (mask) noise, cross-entropy on masked tokens (MD4, 2406.04329)."""
+
+    def __init__(self, config: DiscreteDiffusionPredictorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.trunk.width
+        self.seen = TokenGroups(config.patch**2, config.vocab, width)
+        self.future = TokenGroups(config.patch**2, config.vocab, width)
+        self.text = nn.Linear(config.text_width, width)
+        self.place = nn.Parameter(0.02 * torch.randn(config.positions, width))
+        self.seen_time = nn.Parameter(0.02 * torch.randn(config.context_latents, 1, width))
+        self.future_time = nn.Parameter(0.02 * torch.randn(config.latents, 1, width))
+        self.trunk = Transformer(config.trunk)
+        del self.seen.head  # the past is read, never foretold
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """Number and width of the features that ``features`` returns."""
+        return self.config.latents * self.config.positions, self.config.trunk.width
+
+    def loss(
+        self,
+        context: Int[Tensor, "b latent n"],
+        future: Int[Tensor, "b latent n"],
+        text: Float[Tensor, "b d"],
+        generator: torch.Generator | None = None,
+    ) -> Losses:
+        """Returns the cross-entropy of masked future tokens; the mask ratio is drawn per sample on a cosine."""
+        batch = len(text)
+        if self.config.text_dropout > 0:
+            text = text * (torch.rand(batch, 1, generator=generator) >= self.config.text_dropout).to(text)
+        x0 = rearrange(future, "b latent n -> b (latent n)")
+        ratio = cosine_ratio(torch.rand(batch, generator=generator)).to(x0.device)
+        xt, masked = mask_tokens(x0, self.future.mask_id, ratio, generator)
+        cache, seen = self.observe(context, text)
+        logits = self.logits(xt, seen, cache)
+        total = masked_cross_entropy(logits, x0, masked)
+        right = (logits.detach().argmax(-1) == x0)[masked].float().mean()
+        return Losses(total=total, terms={"cross_entropy": total.detach(), "accuracy": right})
+
+    def observe(self, context: Int[Tensor, "b latent n"], text: Float[Tensor, "b d"]) -> tuple[Cache, Float[Tensor, "b n d"]]:
+        """Returns the prefix's cache, and the embedded last latent frame (future positions are told what stood there)."""
+        config = self.config
+        wanted = (config.context_latents, config.grid[0] * config.grid[1])
+        if tuple(context.shape[1:]) != wanted:
+            raise ValueError(
+                f"the predictor was built for {wanted[0]} observed latent frames of {wanted[1]} tokens and got "
+                f"{context.shape[1]} of {context.shape[2]}: use the tokenizer and window it was trained with"
+            )
+        seen = self.seen.embed(self._patches(context))  # b (latent positions) d
+        placed = rearrange(seen, "b (latent n) d -> b latent n d", latent=config.context_latents) + self.place + self.seen_time
+        prefix = torch.cat([self.text(text)[:, None].to(seen), placed.flatten(1, 2)], 1)
+        _, cache = self.trunk(prefix)
+        return cache, seen[:, -config.positions :]
+
+    def logits(self, xt: Int[Tensor, "b n"], seen: Float[Tensor, "b p d"], cache: Cache) -> Float[Tensor, "b n vocab"]:
+        """Returns logits for every future token, given some of them."""
+        groups = self.future.logits(self._future(xt, seen, cache))
+        rows, columns = (side // self.config.patch for side in self.config.grid)
+        return rearrange(
+            groups, "b (latent h w) (p q) k -> b (latent h p w q) k", h=rows, w=columns, p=self.config.patch, q=self.config.patch
+        )
+
+    def features(self, context: Int[Tensor, "b latent n"], text: Float[Tensor, "b d"]) -> Float[Tensor, "b m d"]:
+        """Returns what one pass over the wholly unknown future says: a foresight for every place, before any token is drawn."""
+        cache, seen = self.observe(context, text)
+        return self._future(self._unknown(len(text), context.device), seen, cache)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        context: Int[Tensor, "b latent n"],
+        text: Float[Tensor, "b d"],
+        steps: int = 8,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Int[Tensor, "b latent n"]:
+        """Returns foretold tokens, decoded in parallel over ``steps`` passes; temperature 0 takes the likeliest."""
+        cache, seen = self.observe(context, text)
+        unknown = self._unknown(len(text), context.device)
+        tokens = parallel_decode(
+            lambda xt: self.logits(xt, seen, cache),
+            unknown, self.future.mask_id, steps, temperature=temperature, generator=generator,
+        )  # fmt: skip
+        return rearrange(tokens, "b (latent n) -> b latent n", latent=self.config.latents)
+
+    def _unknown(self, batch: int, device: torch.device) -> Int[Tensor, "b n"]:
+        count = self.config.latents * self.config.grid[0] * self.config.grid[1]
+        return torch.full((batch, count), self.future.mask_id, device=device)
+
+    def _future(self, xt: Int[Tensor, "b n"], seen: Float[Tensor, "b p d"], cache: Cache) -> Float[Tensor, "b m d"]:
+        config = self.config
+        x = self.future.embed(self._patches(rearrange(xt, "b (latent n) -> b latent n", latent=config.latents)))
+        x = rearrange(x, "b (latent n) d -> b latent n d", latent=config.latents) + self.place + self.future_time
+        out, _ = self.trunk((x + seen[:, None]).flatten(1, 2), cache)
+        return out
+
+    def _patches(self, tokens: Int[Tensor, "b latent n"]) -> Int[Tensor, "b m group"]:
+        rows, columns = (side // self.config.patch for side in self.config.grid)
+        return rearrange(
+            tokens, "b latent (h p w q) -> b (latent h w) (p q)", h=rows, w=columns, p=self.config.patch, q=self.config.patch
+        )

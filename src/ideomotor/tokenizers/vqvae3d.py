@@ -1,0 +1,176 @@
+"""A convolutional VQ-VAE over short clips: a few frames become one grid of tokens, and come back.
+
+The grid is a setting (strides on time, height, width), the codebook is a setting (learned by running averages, or FSQ), and
+the reconstruction may weight what moves, so that small objects are not averaged away.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from ideomotor.layers.quantize import FSQ, EMACodebook
+from ideomotor.types import Clip, Losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAE3DConfig:
+    """Grid, sizes and codebook of the tokenizer.
+
+    Attributes:
+        strides: by how much time, height and width shrink; powers of two. A latent frame stands for ``strides[0]`` frames.
+        widths: channels after each halving; as many as the largest stride needs.
+        blocks: residual blocks at the coarsest grid, on each side.
+        codebook: "fsq" (fixed grid of codes, nothing to collapse) or "ema" (learned, restarts of unused codes).
+        levels: FSQ's steps a channel; their product is the vocabulary.
+        codes, code_width: size of the learned codebook.
+        motion_weight: a pixel's squared error counts ``1 + motion_weight * m`` with m in [0, 1] its distance from the clip's
+            mean frame, as a share of full scale.
+    """
+
+    strides: tuple[int, int, int] = (4, 8, 8)
+    widths: tuple[int, ...] = (64, 128, 192)
+    blocks: int = 2
+    codebook: Literal["fsq", "ema"] = "fsq"
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    codes: int = 1024
+    code_width: int = 64
+    motion_weight: float = 20.0
+    commitment: float = 0.25
+
+    def __post_init__(self) -> None:
+        for stride in self.strides:
+            if stride < 1 or stride & (stride - 1):
+                raise ValueError(f"strides {self.strides} must be powers of two")
+        halvings = max(self.strides).bit_length() - 1
+        if len(self.widths) != halvings:
+            raise ValueError(f"strides {self.strides} need {halvings} halvings, and {len(self.widths)} widths were given")
+
+
+class VQVAE3D(nn.Module):
+    """Clips to tokens and back. Source: VideoGPT (2104.10157) as VPDD uses it; here without attention, and causal in nothing."""
+
+    def __init__(self, config: VQVAE3DConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.codebook = FSQ(config.levels) if config.codebook == "fsq" else EMACodebook(config.codes, config.code_width)
+        steps = _halvings(config.strides)
+        wide = config.widths[-1]
+        down: list[nn.Module] = []
+        channels = 3
+        for step, width in zip(steps, config.widths, strict=True):
+            down += [_strided(channels, width, step), nn.SiLU()]
+            channels = width
+        down += [_Residual(wide) for _ in range(config.blocks)] + [nn.SiLU(), nn.Conv3d(wide, self.codebook.width, 1)]
+        up: list[nn.Module] = [nn.Conv3d(self.codebook.width, wide, 1)] + [_Residual(wide) for _ in range(config.blocks)]
+        for step, width in zip(reversed(steps), (*reversed(config.widths[:-1]), 3), strict=True):
+            up += [nn.SiLU(), _strided(channels, width, step, transposed=True)]
+            channels = width
+        self.encoder = nn.Sequential(*down).to(memory_format=torch.channels_last_3d)
+        self.decoder = nn.Sequential(*up).to(memory_format=torch.channels_last_3d)
+
+    @property
+    def vocab(self) -> int:
+        """Number of codes."""
+        return self.codebook.size
+
+    @property
+    def frames_per_latent(self) -> int:
+        """How many frames one latent frame stands for."""
+        return self.config.strides[0]
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of a latent frame's tokens."""
+        _, rows, columns = self.config.strides
+        if height % rows or width % columns:
+            raise ValueError(
+                f"frames of {height}x{width} do not divide into cells of {rows}x{columns}: resize them to multiples of the strides"
+            )
+        return height // rows, width // columns
+
+    @torch.no_grad()
+    def encode(self, frames: UInt8[Tensor, "b t c h w"]) -> Int[Tensor, "b latent n"]:
+        """Returns the tokens, row-major within a latent frame."""
+        _, ids, _ = self.codebook(self._embed(frames))
+        return rearrange(ids, "b latent h w -> b latent (h w)")
+
+    @torch.no_grad()
+    def decode(self, tokens: Int[Tensor, "b latent n"], grid: tuple[int, int] | None = None) -> UInt8[Tensor, "b t c h w"]:
+        """Returns the video those tokens stand for; ``grid`` is needed where it is not square."""
+        rows, columns = grid or (round(tokens.shape[-1] ** 0.5),) * 2
+        if rows * columns != tokens.shape[-1]:
+            raise ValueError(f"{tokens.shape[-1]} tokens a latent frame do not fill a grid of {rows}x{columns}: give the grid")
+        codes = self.codebook.lookup(rearrange(tokens, "b latent (h w) -> b latent h w", h=rows))
+        return ((self._paint(codes) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def forward(self, clip: Clip) -> Losses:
+        """Returns the reconstruction loss over every camera of the clip, and the codebook's health."""
+        frames = torch.cat(list(clip.frames.values()))
+        return self.loss(rearrange(frames, "b (s t) c h w -> (b s) t c h w", t=self.frames_per_latent))
+
+    def loss(self, frames: UInt8[Tensor, "b t c h w"]) -> Losses:
+        """Returns the motion-weighted squared error (pixels in [-1, 1]) plus the codebook's commitment."""
+        target = _scaled(frames)
+        quantized, ids, commitment = self.codebook(self._embed(frames))
+        error = (self._paint(quantized).float() - target).square()
+        motion = (target - target.mean(1, keepdim=True)).abs().amax(2, keepdim=True) / 2  # b t 1 h w, 0..1
+        weight = 1 + self.config.motion_weight * motion
+        reconstruction = (error * weight).sum() / (weight.sum() * error.shape[2])
+        usage = torch.bincount(ids.flatten(), minlength=self.vocab).count_nonzero() / self.vocab
+        psnr = -10 * (error.detach().mean() / 4).log10()
+        return Losses(
+            total=reconstruction + self.config.commitment * commitment.float(),
+            terms={"reconstruction": reconstruction.detach(), "commitment": commitment.detach().float(), "psnr": psnr, "codes_in_batch": usage},
+        )  # fmt: skip
+
+    def _embed(self, frames: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b latent h w d"]:
+        if frames.shape[1] % self.frames_per_latent:
+            raise ValueError(
+                f"{frames.shape[1]} frames do not divide into latent frames of {self.frames_per_latent}: "
+                "take a window whose length is a multiple"
+            )
+        self.grid(*frames.shape[-2:])
+        pixels = rearrange(_scaled(frames), "b t c h w -> b c t h w").to(memory_format=torch.channels_last_3d)
+        return rearrange(self.encoder(pixels), "b d t h w -> b t h w d")
+
+    def _paint(self, codes: Float[Tensor, "b latent h w d"]) -> Float[Tensor, "b t c h w"]:
+        latents = rearrange(codes, "b t h w d -> b d t h w").to(memory_format=torch.channels_last_3d)
+        return rearrange(self.decoder(latents), "b c t h w -> b t c h w")
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv3d(width, width // 2, (1, 3, 3), padding=(0, 1, 1)),
+            nn.GroupNorm(8, width // 2), nn.SiLU(), nn.Conv3d(width // 2, width, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b d t h w"]:
+        return x + self.body(x)
+
+
+def _scaled(frames: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
+    return frames.float() / 127.5 - 1
+
+
+def _halvings(strides: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """Splits strides into steps of at most two an axis: (4, 8, 8) is (2, 2, 2), (2, 2, 2), (1, 2, 2)."""
+    steps = []
+    left = list(strides)
+    while max(left) > 1:
+        step = [2 if stride > 1 else 1 for stride in left]
+        left = [stride // part for stride, part in zip(left, step, strict=True)]
+        steps.append((step[0], step[1], step[2]))
+    return steps
+
+
+def _strided(channels: int, width: int, step: tuple[int, int, int], transposed: bool = False) -> nn.Module:
+    """A convolution that halves (or doubles) exactly the axes whose step is 2."""
+    kernel = tuple(4 if part == 2 else 1 for part in step)
+    padding = tuple(1 if part == 2 else 0 for part in step)
+    convolution = nn.ConvTranspose3d if transposed else nn.Conv3d
+    return convolution(channels, width, kernel, stride=step, padding=padding)
