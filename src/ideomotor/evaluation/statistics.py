@@ -1,0 +1,169 @@
+"""How sure a success rate is: intervals of a count, of a mean over seeds, tasks and episodes, of a paired difference.
+
+Episodes of one task and one training seed are not independent trials of "the method": tasks differ in difficulty and
+training runs differ in luck. So the mean is resampled from the top down: seeds, then tasks, then episodes. Seeds and
+tasks are crossed (every seed meets the same tasks), hence one draw of tasks serves all drawn seeds of a resample; new
+tasks for each seed would divide the spread between tasks by the number of seeds, and so understate it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Scores = Sequence[Sequence[Sequence[float]]]
+"""``scores[seed][task][episode]``, 1.0 for success. Every seed has the same tasks in the same order; its cells may
+differ in their numbers of episodes."""
+
+_DRAWS_AT_ONCE = 1 << 20  # bounds memory to some tens of MB whatever the number of seeds, tasks and episodes
+
+
+class Estimate(NamedTuple):
+    """A figure and its interval, all three in the unit of the figure."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(successes: int, episodes: int, level: float = 0.95) -> Estimate:
+    """Returns the share of successes with Wilson's score interval.
+
+    The interval stays inside 0..1 and keeps a width at 0 and at ``episodes`` successes, where the usual one has none.
+
+    Raises:
+        ValueError: no episodes, more successes than episodes, or a level outside (0, 1).
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    if episodes < 1 or not 0 <= successes <= episodes:
+        raise ValueError(
+            f"{successes} successes of {episodes} episodes; wanted 0 <= successes <= episodes and at least 1 episode"
+        )
+    z = NormalDist().inv_cdf(0.5 + _checked(level) / 2)
+    share = successes / episodes
+    spread = z * ((share * (1 - share) + z * z / (4 * episodes)) / episodes) ** 0.5
+    middle, scale = share + z * z / (2 * episodes), 1 + z * z / episodes
+    # At the ends the bound is exactly 0 or 1; rounding would leave it a hair off, and beyond the share itself.
+    low = 0.0 if successes == 0 else (middle - spread) / scale
+    high = 1.0 if successes == episodes else (middle + spread) / scale
+    return Estimate(share, low, high)
+
+
+def mean_success(scores: Scores, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Estimate:
+    """Returns the mean over seeds of the mean over tasks of the mean over episodes, with its bootstrap interval.
+
+    With one seed the interval holds no luck of training. Where every episode ended alike it has no width at all:
+    resampling cannot invent what was not seen, so show ``wilson`` of the tasks beside it.
+    """
+    return _bootstrap([scores], lambda cells: cells[0].mean(axis=(-2, -1)), level, resamples, seed)
+
+
+def paired_difference(
+    ours: Scores, control: Scores, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Estimate:
+    """Returns ``mean(ours) - mean(control)`` with its interval; both arms are drawn alike.
+
+    Raises:
+        ValueError: the arms differ in seeds, tasks or episodes, so that nothing pairs them.
+    """
+    return _bootstrap(
+        [ours, control],
+        lambda cells: cells[0].mean(axis=(-2, -1)) - cells[1].mean(axis=(-2, -1)),
+        level,
+        resamples,
+        seed,
+    )
+
+
+def probability_of_improvement(
+    ours: Scores, control: Scores, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Estimate:
+    """Returns how likely a run of ours beats a run of the control on a task drawn at random; ties count half.
+
+    Source: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice", section 4.3.
+    Where they resample runs within a task, this resamples seeds, tasks and episodes, as everywhere in this file.
+
+    Raises:
+        ValueError: the arms differ in seeds, tasks or episodes.
+    """
+
+    def wins(cells: Float[np.ndarray, "arm *resample seed task"]) -> Float[np.ndarray, "*resample"]:
+        gap = cells[0][..., :, None, :] - cells[1][..., None, :, :]  # resample seed seed task
+        return ((np.sign(gap) + 1) / 2).mean(axis=(-3, -2, -1))
+
+    return _bootstrap([ours, control], wins, level, resamples, seed)
+
+
+def _checked(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"level {level}; wanted a share between 0 and 1, e.g. 0.95")
+    return level
+
+
+def _bootstrap(
+    arms: Sequence[Scores],
+    statistic: Callable[[Float[np.ndarray, "arm *resample seed task"]], Float[np.ndarray, "*resample"]],
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """Returns the statistic of the cells' means (one cell per seed and task), with its percentile interval."""
+    if resamples < 1:
+        raise ValueError(f"{resamples} resamples; wanted at least 1 (10,000 for two steady digits)")
+    values, counts = _table(arms)
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    block = max(1, _DRAWS_AT_ONCE // values[0].size)
+    draws = [
+        statistic(_resampled(values, counts, min(block, resamples - start), rng))
+        for start in range(0, resamples, block)
+    ]
+    tail = (1 - _checked(level)) / 2
+    low, high = np.quantile(np.concatenate(draws), [tail, 1 - tail])
+    # Padding is zero, so a plain sum over episodes is the sum over the real ones.
+    return Estimate(float(statistic(values.sum(axis=-1) / counts)), float(low), float(high))
+
+
+def _table(
+    arms: Sequence[Scores],
+) -> tuple[Float[np.ndarray, "arm seed task episode"], Int[np.ndarray, "seed task"]]:
+    """Returns the scores padded with zeros to one array, and how many episodes each cell really has."""
+    shapes = [[[len(episodes) for episodes in tasks] for tasks in arm] for arm in arms]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(
+            f"the arms do not pair: episodes per seed and task are {shapes[0]} and {shapes[1]}; try both arms on "
+            "the same seeds, tasks and episodes, or leave out what only one of them has"
+        )
+    shape = shapes[0]
+    if not shape or not shape[0] or any(len(tasks) != len(shape[0]) for tasks in shape) or min(map(min, shape)) < 1:
+        raise ValueError(
+            f"episodes per seed and task are {shape}; wanted at least one seed, the same tasks for every seed, and "
+            "at least one episode in each"
+        )
+    counts = np.array(shape)
+    values = np.zeros((len(arms), *counts.shape, counts.max()))
+    for a, arm in enumerate(arms):
+        for s, tasks in enumerate(arm):
+            for t, episodes in enumerate(tasks):
+                values[a, s, t, : len(episodes)] = episodes
+    return values, counts
+
+
+def _resampled(
+    values: Float[np.ndarray, "arm seed task episode"],
+    counts: Int[np.ndarray, "seed task"],
+    resamples: int,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "arm resample seed task"]:
+    """Returns the cells' means of that many resamples: seeds drawn, then tasks, then episodes within each cell."""
+    _, num_seeds, num_tasks, num_episodes = values.shape
+    seeds = rng.integers(num_seeds, size=(resamples, num_seeds))[:, :, None]
+    tasks = rng.integers(num_tasks, size=(resamples, num_tasks))[:, None, :]
+    sizes = counts[seeds, tasks][..., None]  # resample seed task 1
+    picked = (rng.random((resamples, num_seeds, num_tasks, num_episodes)) * sizes).astype(np.int64)
+    real = np.arange(num_episodes) < sizes  # a cell of n episodes is resampled by n draws
+    return (values[:, seeds[..., None], tasks[..., None], picked] * real).sum(axis=-1) / sizes[..., 0]

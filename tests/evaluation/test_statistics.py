@@ -1,0 +1,136 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from ideomotor.evaluation.statistics import mean_success, paired_difference, probability_of_improvement, wilson
+
+OURS = [[[1.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [1.0, 0.0]]]  # two seeds, two tasks, two episodes
+CONTROL = [[[0.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]]
+
+
+def every_resample(*arms):
+    """Means of the cells, arm by arm, for every equally likely outcome of drawing seeds, then tasks, then episodes."""
+    pairs = list(itertools.product(range(2), repeat=2))
+    for seeds, tasks in itertools.product(pairs, pairs):
+        for episodes in itertools.product(pairs, repeat=4):
+            yield [
+                [
+                    [np.mean([arm[seeds[i]][tasks[j]][e] for e in episodes[2 * i + j]]) for j in range(2)]
+                    for i in range(2)
+                ]
+                for arm in arms
+            ]
+
+
+def wins(ours, control):
+    """Probability of improvement by counting, task by task, run against run."""
+    points = [
+        1.0 if ours[i][task] > control[j][task] else 0.5 if ours[i][task] == control[j][task] else 0.0
+        for task, i, j in itertools.product(range(2), repeat=3)
+    ]
+    return sum(points) / len(points)
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [(0, 5), (1, 7), (12, 20), (19, 20), (20, 20), (500, 1000)])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_wilson_is_where_the_score_test_just_rejects(successes, episodes, level):
+    estimate = wilson(successes, episodes, level)
+    z = {0.8: 1.2815515655446004, 0.95: 1.959963984540054}[level]
+    share = successes / episodes
+    assert estimate.value == share
+    for bound, end in ((estimate.low, 0), (estimate.high, 1)):
+        if share == end:
+            assert bound == end
+        else:
+            assert abs(share - bound) / math.sqrt(bound * (1 - bound) / episodes) == pytest.approx(z, rel=1e-9)
+
+
+def test_wilson_covers_as_often_as_it_says():
+    """Exact coverage, averaged over the true rate, by summing the binomial."""
+    episodes, rates = 20, np.linspace(0.02, 0.98, 97)
+    bounds = [wilson(k, episodes) for k in range(episodes + 1)]
+    coverage = [
+        sum(
+            math.comb(episodes, k) * p**k * (1 - p) ** (episodes - k)
+            for k in range(episodes + 1)
+            if bounds[k].low <= p <= bounds[k].high
+        )
+        for p in rates
+    ]
+    assert np.mean(coverage) == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "arms", "statistic"),
+    [
+        (mean_success, [OURS], lambda a: np.mean(a)),
+        (paired_difference, [OURS, CONTROL], lambda a, b: np.mean(a) - np.mean(b)),
+        (probability_of_improvement, [OURS, CONTROL], wins),
+    ],
+)
+def test_bootstrap_equals_the_whole_list_of_resamples(estimate, arms, statistic):
+    exact = np.sort([statistic(*cells) for cells in every_resample(*arms)])
+    assert len(exact) == 4096
+    for level in (0.5, 0.9):
+        got = estimate(*arms, level=level, resamples=40_000, seed=3)
+        assert got.value == pytest.approx(statistic(*[np.mean(arm, axis=-1) for arm in arms]))
+        # A bound is right when the exact distribution has the wanted mass on either side of it.
+        for bound, mass in ((got.low, (1 - level) / 2), (got.high, (1 + level) / 2)):
+            assert np.mean(exact < bound - 1e-9) <= mass + 0.01
+            assert np.mean(exact <= bound + 1e-9) >= mass - 0.01
+
+
+def test_paired_difference_is_the_mean_of_the_differences():
+    differences = (np.array(OURS) - np.array(CONTROL)).tolist()
+    assert paired_difference(OURS, CONTROL, resamples=500) == pytest.approx(mean_success(differences, resamples=500))
+
+
+def test_pairing_narrows_the_interval():
+    rng = np.random.Generator(np.random.Philox(key=1))
+    hard = rng.random((3, 6, 10))
+    ours, control = (hard < 0.6).astype(float).tolist(), (hard < 0.5).astype(float).tolist()
+    paired = paired_difference(ours, control, resamples=2000)
+    shuffled = paired_difference(ours, rng.permuted(control, axis=2).tolist(), resamples=2000)
+    assert paired.high - paired.low < shuffled.high - shuffled.low
+
+
+def test_same_seed_same_interval():
+    scores = np.random.Generator(np.random.Philox(key=2)).random((2, 3, 7)).tolist()
+    assert mean_success(scores, resamples=300, seed=5) == mean_success(scores, resamples=300, seed=5)
+    assert mean_success(scores, resamples=300, seed=5) != mean_success(scores, resamples=300, seed=6)
+
+
+def test_unequal_numbers_of_episodes_weigh_tasks_alike():
+    scores = [[[1.0], [0.0, 1.0, 0.0, 0.0]]]
+    estimate = mean_success(scores, level=0.5, resamples=20_000)
+    assert estimate.value == pytest.approx((1.0 + 0.25) / 2)
+    rng = np.random.Generator(np.random.Philox(key=9))
+    slow = [
+        np.mean([np.mean(rng.choice(scores[0][task], len(scores[0][task]))) for task in rng.integers(2, size=2)])
+        for _ in range(20_000)
+    ]
+    assert (estimate.low, estimate.high) == pytest.approx(np.quantile(slow, [0.25, 0.75]), abs=0.07)
+
+
+def test_all_alike_has_no_width():
+    assert mean_success([[[1.0, 1.0], [1.0]]], resamples=50) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: wilson(3, 2), "3 successes of 2 episodes"),
+        (lambda: wilson(0, 0), "at least 1 episode"),
+        (lambda: wilson(1, 2, level=95), "level 95"),
+        (lambda: mean_success([]), "at least one seed"),
+        (lambda: mean_success([[[1.0], []]]), "at least one episode"),
+        (lambda: mean_success([[[1.0]], [[1.0], [0.0]]]), "the same tasks for every seed"),
+        (lambda: mean_success(OURS, resamples=0), "0 resamples"),
+        (lambda: paired_difference(OURS, CONTROL[:1]), "do not pair"),
+    ],
+)
+def test_errors_say_what_was_wanted(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
