@@ -1,4 +1,4 @@
-"""What every benchmark shares: `python benchmarks/NAME.py [--tiny] [--json FILE]`, a table on screen, the same rows in FILE."""
+"""The interface of every benchmark: `NAME.py [--tiny] [--json FILE]`, a table on screen, the same rows in FILE."""
 
 from __future__ import annotations
 

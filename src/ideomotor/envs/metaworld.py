@@ -1,17 +1,15 @@
-"""Meta-World v3 as a Gymnasium environment seen through cameras: 50 tasks, scripted experts, fast software rendering."""
+"""Meta-World v3 as a Gymnasium environment seen through cameras: 50 tasks, scripted experts, fast rendering."""
 
 from __future__ import annotations
 
 import functools
-import math
-import os
 import warnings
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ideomotor.envs.metaworld_render import CAMERAS, Eye, load
 from ideomotor.envs.metaworld_tasks import instruction
 from ideomotor.extras import require
 
@@ -20,16 +18,9 @@ if TYPE_CHECKING:
 else:
     gym = require("gymnasium", "metaworld")
 
-CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
 NUM_GOALS = 50
 # Goals an episode may be reset to, by split: what is trained on and what is tested on never meet.
 GOALS: dict[str, range] = {"train": range(30), "test": range(30, NUM_GOALS)}
-# VPDD looks at rows and columns 110..369 of a 480 px picture of corner2: its middle, 260 / 480 of each side.
-_CROP_CAMERA, _CROP = "corner2", 260 / 480
-_NO_GL = (
-    "no OpenGL context could be made for Meta-World's pictures (MUJOCO_GL={backend}): {error}. On Debian or Ubuntu run "
-    "apt-get install -y --no-install-recommends libegl1 libegl-mesa0 libgl1-mesa-dri"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +31,8 @@ class MetaWorldConfig:
         task: name without "-v3", e.g. ``"door-open"``.
         cameras: any of ``CAMERAS``; the first is the one that ``render`` shows.
         size: side of the square pictures, in pixels.
-        crop: "vpdd" narrows corner2 to the middle 260 of 480 px that VPDD looks at (other cameras stay whole); None shows all.
+        crop: "vpdd" narrows corner2 to the middle 260 of 480 px that VPDD looks at (other cameras stay whole); None
+            shows all.
         look: "fast" leaves out shadows, reflections and multisampling and averages 2 x 2 pixels instead; "default" is
             Meta-World's own look, about ten times slower.
         horizon: steps after which an episode is truncated.
@@ -68,23 +60,24 @@ class MetaWorldConfig:
             raise ValueError(f"horizon is {self.horizon} steps; Meta-World allows 1 to 500")
         if self.look not in ("fast", "default") or self.crop not in ("vpdd", None) or self.goals not in GOALS:
             raise ValueError(
-                f"look={self.look!r}, crop={self.crop!r}, goals={self.goals!r}; wanted look 'fast' or 'default', crop 'vpdd' or "
-                "None, goals 'train' or 'test'"
+                f"look={self.look!r}, crop={self.crop!r}, goals={self.goals!r}; wanted look 'fast' or 'default', "
+                "crop 'vpdd' or None, goals 'train' or 'test'"
             )
 
 
 class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
     """One Meta-World task: actions are hand displacement x, y, z and gripper effort, each in [-1, 1].
 
-    An observation holds ``frames``, by camera (uint8, c h w), and ``proprio``: the hand's x, y, z in metres and how far the
-    gripper is open in 0..1. Nothing else of the simulator's state is shown. ``info`` holds ``text`` (the instruction),
-    ``task``, ``goal``, ``steps`` and ``success``. Success terminates; stepping on after it is allowed until the horizon.
+    An observation holds ``frames``, by camera (uint8, c h w), and ``proprio``: the hand's x, y, z in metres and how far
+    the gripper is open in 0..1. Nothing else of the simulator's state is shown. ``info`` holds ``text`` (the
+    instruction), ``task``, ``goal``, ``steps`` and ``success``. Success terminates; stepping on is allowed until the
+    horizon.
 
-    ``reset(options={"goal": i})`` picks one of the task's 50 goals (a goal fixes the objects' places too); without it the
-    seed draws one of the configured split. An episode is a pure function of goal and actions.
+    ``reset(options={"goal": i})`` picks one of the task's 50 goals (a goal fixes the objects' places too); without it
+    the seed draws one of the configured split. An episode is a pure function of goal and actions.
 
-    Pictures cost far more than physics, so ``step`` is made of two halves that can be called apart: ``advance`` moves the
-    world and draws nothing, ``observe`` draws what is there now.
+    Pictures cost far more than physics, so ``step`` is made of two halves that can be called apart: ``advance`` moves
+    the world and draws nothing, ``observe`` draws what is there now.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012 - Gymnasium's own spelling
@@ -92,14 +85,14 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
     def __init__(self, config: MetaWorldConfig, render_mode: str | None = None) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}; this environment knows only 'rgb_array'")
-        metaworld = _simulator()
+        metaworld = load()
         name = f"{config.task}-v3"
         self.config, self.render_mode = config, render_mode
         self.text = instruction(config.task)
         self._tasks = _goals(config.task, config.goal_seed)
         self._sim = metaworld.env_dict.ALL_V3_ENVIRONMENTS[name]()
         self._expert = require("metaworld.policies", "metaworld").ENV_POLICY_MAP[name]()
-        self._eye: _Eye | None = None
+        self._eye: Eye | None = None
         self._state: np.ndarray | None = None  # Meta-World's 39 numbers: for the expert, never shown
         self._steps, self._goal, self._success = 0, -1, False
         picture = gym.spaces.Box(0, 255, (3, config.size, config.size), np.uint8)
@@ -128,7 +121,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         self._sim.set_task(self._tasks[goal])
         self._state, _ = self._sim.reset()
         self._steps, self._goal, self._success = 0, goal, False
-        # Some tasks move the goal's marker after the last forward pass; without this the first picture shows the old place.
+        # Some tasks move the goal's marker after the last forward pass: the first picture would show the old place.
         mujoco = require("mujoco", "metaworld")
         mujoco.mj_kinematics(self._sim.model, self._sim.data)
         mujoco.mj_camlight(self._sim.model, self._sim.data)
@@ -157,7 +150,9 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         """Returns what can be seen now."""
         if self._state is None:
             raise RuntimeError("there is nothing to see before reset()")
-        self._eye = self._eye or _Eye(self._sim.model, self.config)
+        if self._eye is None:
+            c = self.config
+            self._eye = Eye(self._sim.model, task=c.task, size=c.size, look=c.look, crop=c.crop)
         return {
             "frames": {camera: self._eye.look(self._sim.data, camera) for camera in self.config.cameras},
             "proprio": self._state[:4].astype(np.float32),
@@ -196,58 +191,6 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
             "steps": self._steps,
             "success": self._success,
         }
-
-
-class _Eye:
-    """Draws one simulator's cameras."""
-
-    def __init__(self, model: Any, config: MetaWorldConfig) -> None:
-        self._fast = config.look == "fast"
-        side = config.size * (2 if self._fast else 1)
-        model.vis.global_.offwidth = model.vis.global_.offheight = side
-        if self._fast:
-            model.vis.quality.offsamples = 0
-        if config.crop == "vpdd":
-            # The crop is the middle of the picture, so a narrower angle draws exactly it, at the size that is wanted.
-            camera = model.camera(_CROP_CAMERA).id
-            half = math.radians(model.cam_fovy[camera]) / 2
-            model.cam_fovy[camera] = 2 * math.degrees(math.atan(math.tan(half) * _CROP))
-        mujoco = require("mujoco", "metaworld")
-        try:
-            self._renderer = mujoco.Renderer(model, side, side)
-        except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:
-            raise RuntimeError(_NO_GL.format(backend=os.environ.get("MUJOCO_GL"), error=error)) from error
-        if self._fast:
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                self._renderer.scene.flags[flag] = 0
-
-    def look(self, data: Any, camera: str) -> np.ndarray:
-        """Returns the picture of one camera, upright (c h w)."""
-        self._renderer.update_scene(data, camera=camera)
-        picture = self._renderer.render()
-        if camera.startswith("corner"):  # these four hang upside down
-            picture = picture[::-1, ::-1]
-        if self._fast:
-            wide = picture.astype(np.uint16)
-            picture = ((wide[::2, ::2] + wide[1::2, ::2] + wide[::2, 1::2] + wide[1::2, 1::2] + 2) >> 2).astype(
-                np.uint8
-            )
-        return np.ascontiguousarray(picture.transpose(2, 0, 1))
-
-    def close(self) -> None:
-        self._renderer.close()
-
-
-def _simulator() -> ModuleType:
-    # MuJoCo chooses its OpenGL when it is first imported, so this must come before.
-    os.environ.setdefault("MUJOCO_GL", "egl")
-    try:
-        require("mujoco", "metaworld")
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:
-        if isinstance(error, ModuleNotFoundError):
-            raise
-        raise RuntimeError(_NO_GL.format(backend=os.environ.get("MUJOCO_GL"), error=error)) from error
-    return require("metaworld", "metaworld")
 
 
 @functools.lru_cache(maxsize=64)

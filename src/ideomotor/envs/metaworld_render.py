@@ -1,0 +1,143 @@
+"""Pictures of a Meta-World simulator, drawn without a screen: fast or in its own look, upright, cropped as VPDD does."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from ideomotor.extras import require
+
+CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
+# VPDD looks at rows and columns 110..369 of a 480 px picture of corner2: its middle, 260 / 480 of each side.
+_CROP_CAMERA, _CROP = "corner2", 260 / 480
+_MAX_GEOMS = 2000  # the fullest of the 50 scenes draws fewer than 200
+
+
+class Eye:
+    """The cameras of one simulator.
+
+    Simulators of one task in one process share one OpenGL context (60 MB and most of a second to make), which is freed
+    with the last of them. Like every OpenGL context it serves one thread.
+    """
+
+    def __init__(self, model: Any, *, task: str, size: int, look: Literal["fast", "default"], crop: str | None) -> None:
+        if crop == "vpdd":
+            # The crop is the middle of the picture, so a narrower angle draws exactly it, at the size that is wanted.
+            camera = model.camera(_CROP_CAMERA).id
+            half = math.radians(model.cam_fovy[camera]) / 2
+            model.cam_fovy[camera] = 2 * math.degrees(math.atan(math.tan(half) * _CROP))
+        self._model = model
+        # The process is part of the key because a context does not survive a fork.
+        self._key = (os.getpid(), task, size, look)
+        if self._key not in _canvases:
+            _canvases[self._key] = _Canvas(model, size, look)
+            # MuJoCo shuts EGL down at exit, and contexts freed after that print a traceback each. Handlers run last in,
+            # first out, so this one must be registered after MuJoCo's, which the first context registers.
+            atexit.unregister(_close_canvases)
+            atexit.register(_close_canvases)
+        self._canvas = _canvases[self._key]
+        self._canvas.users += 1
+
+    def look(self, data: Any, camera: str) -> np.ndarray:
+        """Returns what one camera sees, upright (uint8, c h w)."""
+        picture = self._canvas.draw(self._model, data, self._model.camera(camera).id)
+        # OpenGL's first row is the bottom one. The four corner cameras hang upside down and are to be turned by 180
+        # degrees, which leaves only left and right to swap.
+        picture = picture[:, ::-1] if camera.startswith("corner") else picture[::-1]
+        return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+    def close(self) -> None:
+        """Gives the shared context back."""
+        self._canvas.users -= 1
+        if self._canvas.users == 0:
+            _canvases.pop(self._key).close()
+
+
+class _Canvas:
+    """An OpenGL context with one task's meshes and textures, and its drawing surface."""
+
+    def __init__(self, model: Any, size: int, look: str) -> None:
+        self.users = 0
+        mujoco = self._mujoco = require("mujoco", "metaworld")
+        self._fast = look == "fast"
+        side = size * (2 if self._fast else 1)
+        model.vis.global_.offwidth = model.vis.global_.offheight = side
+        if self._fast:
+            # The shadow map alone is 64 MB, and is made even where no shadow is drawn.
+            model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
+        try:
+            self._gl = mujoco.gl_context.GLContext(side, side)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:
+            raise RuntimeError(no_gl(error)) from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
+        if self._fast:
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                self._scene.flags[flag] = 0
+        self._option, self._camera = mujoco.MjvOption(), mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._rect = mujoco.MjrRect(0, 0, side, side)
+        self._pixels = np.empty((side, side, 3), np.uint8)
+
+    def draw(self, model: Any, data: Any, camera: int) -> np.ndarray:
+        """Returns the picture as OpenGL has it: bottom row first (h w c)."""
+        mujoco = self._mujoco
+        self._camera.fixedcamid = camera
+        self._gl.make_current()
+        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        mujoco.mjr_render(self._rect, self._scene, self._context)
+        mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
+        if not self._fast:
+            return self._pixels
+        wide = self._pixels.astype(
+            np.uint16
+        )  # the mean of 2 x 2 pixels stands in for multisampling, at a tenth of its cost
+        mean = (wide[::2, ::2] + wide[1::2, ::2] + wide[::2, 1::2] + wide[1::2, 1::2] + 2) >> 2
+        return mean.astype(np.uint8)
+
+    def close(self) -> None:
+        self._gl.make_current()
+        self._context.free()
+        self._gl.free()
+
+
+_canvases: dict[tuple[int, str, int, str], _Canvas] = {}
+
+
+def _close_canvases() -> None:
+    for key in [key for key in _canvases if key[0] == os.getpid()]:
+        _canvases.pop(key).close()
+
+
+def load() -> ModuleType:
+    """Imports Meta-World with an OpenGL that needs no screen.
+
+    Raises:
+        ModuleNotFoundError: the extra is not installed.
+        RuntimeError: the system has no library for drawing without a screen; the message names the packages.
+    """
+    # MuJoCo chooses its OpenGL when it is first imported, so this must come before.
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        require("mujoco", "metaworld")
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        raise RuntimeError(no_gl(error)) from error
+    return require("metaworld", "metaworld")
+
+
+def no_gl(error: BaseException) -> str:
+    """Returns what to tell someone on whose machine nothing can be drawn."""
+    return (
+        f"no OpenGL context could be made for Meta-World's pictures (MUJOCO_GL={os.environ.get('MUJOCO_GL')}): "
+        f"{type(error).__name__}: {error}. On Debian or Ubuntu run "
+        "apt-get install -y --no-install-recommends libegl1 libegl-mesa0 libgl1-mesa-dri"
+    )
