@@ -11,16 +11,13 @@ import numpy as np
 
 from ideomotor.envs.metaworld_render import CAMERAS, Eye, load
 from ideomotor.envs.metaworld_tasks import instruction
+from ideomotor.envs.world import check_action, check_settings, choose_goal, observation_space
 from ideomotor.extras import require
 
 if TYPE_CHECKING:
     import gymnasium as gym
 else:
     gym = require("gymnasium", "metaworld")
-
-NUM_GOALS = 50
-# Goals an episode may be reset to, by split: what is trained on and what is tested on never meet.
-GOALS: dict[str, range] = {"train": range(30), "test": range(30, NUM_GOALS)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +48,12 @@ class MetaWorldConfig:
 
     def __post_init__(self) -> None:
         instruction(self.task)
-        unknown = [camera for camera in self.cameras if camera not in CAMERAS]
-        if unknown or not self.cameras or len(set(self.cameras)) < len(self.cameras):
-            raise ValueError(f"cameras are {self.cameras}; wanted one or more, each once, of {', '.join(CAMERAS)}")
-        if self.size < 8:
-            raise ValueError(f"size is {self.size} px; the smallest picture is 8 px a side")
+        check_settings(self.cameras, CAMERAS, self.size, self.goals)
         if not 1 <= self.horizon <= 500:
             raise ValueError(f"horizon is {self.horizon} steps; Meta-World allows 1 to 500")
-        if self.look not in ("fast", "default") or self.crop not in ("vpdd", None) or self.goals not in GOALS:
+        if self.look not in ("fast", "default") or self.crop not in ("vpdd", None):
             raise ValueError(
-                f"look={self.look!r}, crop={self.crop!r}, goals={self.goals!r}; wanted look 'fast' or 'default', "
-                "crop 'vpdd' or None, goals 'train' or 'test'"
+                f"look={self.look!r}, crop={self.crop!r}; wanted look 'fast' or 'default', crop 'vpdd' or None"
             )
 
 
@@ -95,13 +87,8 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         self._eye: Eye | None = None
         self._state: np.ndarray | None = None  # Meta-World's 39 numbers: for the expert, never shown
         self._steps, self._goal, self._success = 0, -1, False
-        picture = gym.spaces.Box(0, 255, (3, config.size, config.size), np.uint8)
-        self.observation_space = gym.spaces.Dict(
-            {
-                "frames": gym.spaces.Dict(dict.fromkeys(config.cameras, picture)),
-                "proprio": gym.spaces.Box(-np.inf, np.inf, (4,), np.float32),
-            }
-        )
+        # The hand stays within 1.1 m of the origin.
+        self.observation_space = observation_space(config.cameras, config.size, -2.0, 2.0, 4)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def reset(
@@ -109,15 +96,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Starts an episode; ``options={"goal": i}`` names one of the goals 0..49."""
         super().reset(seed=seed)
-        unknown = set(options or {}) - {"goal"}
-        if unknown:
-            raise ValueError(f"reset options {sorted(unknown)} are unknown; the only one is 'goal'")
-        split = GOALS[self.config.goals]
-        goal = int((options or {}).get("goal", -1))
-        if "goal" not in (options or {}):
-            goal = int(self.np_random.integers(split.start, split.stop))
-        if not 0 <= goal < NUM_GOALS:
-            raise ValueError(f"goal is {goal}; each task has goals 0 to {NUM_GOALS - 1}")
+        goal = choose_goal(options, self.config.goals, self.np_random)
         self._sim.set_task(self._tasks[goal])
         self._state, _ = self._sim.reset()
         self._steps, self._goal, self._success = 0, goal, False
@@ -136,12 +115,10 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         """Applies one action without looking; returns reward, terminated, truncated and info."""
         if self._state is None:
             raise RuntimeError("the episode has not begun: call reset() before step()")
-        action = np.asarray(action, dtype=np.float32)
-        if action.shape != (4,) or not np.isfinite(action).all():
-            raise ValueError(f"action is {action.tolist()}; wanted 4 finite numbers: x, y, z and gripper, in [-1, 1]")
+        action = check_action(action, 4, "x, y, z and gripper")
         if self._steps >= self.config.horizon:
             raise RuntimeError(f"the episode ended at its horizon of {self.config.horizon} steps: call reset()")
-        self._state, reward, _, _, info = self._sim.step(np.clip(action, -1.0, 1.0))
+        self._state, reward, _, _, info = self._sim.step(action)
         self._steps += 1
         self._success = bool(info["success"] > 0)
         return float(reward), self._success, self._steps >= self.config.horizon, self._info()

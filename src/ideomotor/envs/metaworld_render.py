@@ -1,10 +1,11 @@
-"""Pictures of a Meta-World simulator, drawn without a screen: fast or in its own look, upright, cropped as VPDD does."""
+"""Pictures of a Meta-World simulator, drawn without a screen: fast or in its own look, upright, VPDD's crop."""
 
 from __future__ import annotations
 
 import atexit
 import math
 import os
+import sys
 from types import ModuleType
 from typing import Any, Literal
 
@@ -136,6 +137,12 @@ def load() -> ModuleType:
 
 def no_gl(error: BaseException) -> str:
     """Returns what to tell someone on whose machine nothing can be drawn."""
+    glfw = sys.modules.get("mujoco.glfw")
+    if glfw is not None and not os.environ.get("DISPLAY"):
+        return (
+            "mujoco was imported before ideomotor's Meta-World and chose an OpenGL that needs a screen: "
+            f"set MUJOCO_GL=egl before anything imports mujoco ({type(error).__name__}: {error})"
+        )
     return (
         f"no OpenGL context could be made for Meta-World's pictures (MUJOCO_GL={os.environ.get('MUJOCO_GL')}): "
         f"{type(error).__name__}: {error}. On Debian or Ubuntu run "

@@ -1,0 +1,288 @@
+"""Many chunked worlds in lock step, spread over a few processes so that drawing uses every core."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from ideomotor.envs.chunked import Chunked
+
+Maker = Callable[[], Chunked]
+Outcome = tuple[dict[str, Any], float, bool, bool, dict[str, Any]]
+
+
+class ChunkedVector:
+    """``n`` worlds that take a step together: a batch of chunks in, a batch of observations out.
+
+    World ``i`` lives in process ``i % workers``; with ``workers=0`` all live in this one. What a world does depends
+    neither on the number of processes nor on its neighbours. A batch is ``{"frames": {camera: uint8 (n, context, c, h,
+    w)}, "proprio": float32 (n, p)}``; all worlds need the same cameras, sizes and widths.
+
+    Use it as a context manager, or call ``close``: the processes end with it, and with the process that made them.
+
+    Args:
+        makers: one a world, each returning a new ``Chunked``. They travel to other processes, so no lambdas:
+            ``functools.partial`` of a function at the top level of a module.
+        workers: processes to spread the worlds over.
+        timeout: seconds to wait for a process before giving it up.
+    """
+
+    def __init__(self, makers: Sequence[Maker], *, workers: int = 2, timeout: float = 300.0) -> None:
+        if not makers or workers < 0:
+            raise ValueError(
+                f"{len(makers)} worlds, {workers} workers; wanted at least one world and no less than 0 workers"
+            )
+        self._links: list[_Here | _There] = []
+        self.num_envs = len(makers)
+        self._outcomes: list[Outcome | None] = [None] * len(makers)
+        count = min(workers, len(makers)) or 1
+        self._groups = [list(range(worker, len(makers), count)) for worker in range(count)]
+        try:
+            for group in self._groups:
+                mine = {i: makers[i] for i in group}
+                self._links.append(_There(mine, timeout) if workers else _Here(mine))
+            spaces = self._together([("spaces", None)] * count)
+        except BaseException:
+            self.close()
+            raise
+        self.observation_space, self.action_space = spaces[0]
+
+    def reset(
+        self,
+        seeds: Sequence[int | None] | None = None,
+        options: Sequence[dict[str, Any] | None] | None = None,
+        where: Sequence[bool] | np.ndarray | None = None,
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Starts an episode in every world, or in those ``where`` says; the others stay as they are."""
+        chosen = self._mask(where, [True] * self.num_envs)
+        orders: dict[int, Any] = {}
+        for i in np.flatnonzero(chosen).tolist():
+            orders[i] = (seeds[i] if seeds is not None else None, options[i] if options is not None else None)
+        self._run("reset", orders)
+        observation, _, _, _, infos = self._batch()
+        return observation, infos
+
+    def step(
+        self, chunks: np.ndarray, active: Sequence[bool] | np.ndarray | None = None
+    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Executes chunk ``i`` of ``(n, k, a)`` in world ``i`` where it is active.
+
+        Without ``active``, those whose episode is not over are. The others do nothing, and their last observation, ends
+        and info are returned again, with a reward of 0 and nothing ``executed``.
+
+        Returns:
+            observation, rewards, terminated, truncated (each ``(n,)``) and a list of infos.
+        """
+        chunks = np.asarray(chunks, dtype=np.float32)
+        if chunks.ndim != 3 or len(chunks) != self.num_envs:
+            raise ValueError(f"chunks have shape {chunks.shape}; wanted ({self.num_envs}, k, a)")
+        running = [outcome is not None and not (outcome[2] or outcome[3]) for outcome in self._outcomes]
+        chosen = self._mask(active, running)
+        over = [i for i in np.flatnonzero(chosen).tolist() if not running[i]]
+        if over:
+            raise ValueError(f"worlds {over} are to act but their episodes are over or have not begun: reset them")
+        for i, outcome in enumerate(self._outcomes):
+            if outcome is not None and not chosen[i]:
+                self._outcomes[i] = (outcome[0], 0.0, outcome[2], outcome[3], outcome[4] | {"executed": 0})
+        self._run("step", {i: chunks[i] for i in np.flatnonzero(chosen).tolist()})
+        return self._batch()
+
+    def close(self) -> None:
+        """Ends the processes, by force where one has not ended after 5 seconds; calling it again does nothing."""
+        links, self._links = self._links, []
+        for link in links:
+            link.end()
+        for link in links:
+            link.join()
+
+    def __enter__(self) -> ChunkedVector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_links", None):
+            self.close()
+
+    def _mask(self, given: Sequence[bool] | np.ndarray | None, default: list[bool]) -> np.ndarray:
+        mask = np.asarray(default if given is None else given, dtype=bool)
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"the mask has shape {mask.shape}; wanted one value for each of {self.num_envs} worlds")
+        return mask
+
+    def _run(self, verb: str, orders: dict[int, Any]) -> None:
+        answers = self._together([(verb, {i: orders[i] for i in group if i in orders}) for group in self._groups])
+        for answer in answers:
+            for i, outcome in answer.items():
+                self._outcomes[i] = outcome
+
+    def _together(self, messages: Sequence[tuple[str, Any]]) -> list[Any]:
+        if not self._links:
+            raise RuntimeError("these worlds were closed: make a new ChunkedVector")
+        try:
+            for link, message in zip(self._links, messages, strict=True):
+                link.send(message)
+            return [link.receive() for link in self._links]
+        except BaseException:
+            self.close()  # what the others would still answer can no longer be told apart
+            raise
+
+    def _batch(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        missing = [i for i, outcome in enumerate(self._outcomes) if outcome is None]
+        if missing:
+            raise RuntimeError(f"worlds {missing} have never been reset: the first reset must be of all")
+        outcomes = [outcome for outcome in self._outcomes if outcome is not None]
+        seen = [outcome[0] for outcome in outcomes]
+        observation = {
+            "frames": {camera: np.stack([one["frames"][camera] for one in seen]) for camera in seen[0]["frames"]},
+            "proprio": np.stack([one["proprio"] for one in seen]),
+        }
+        rewards = np.array([outcome[1] for outcome in outcomes], dtype=np.float32)
+        terminated, truncated = (np.array([outcome[k] for outcome in outcomes], dtype=bool) for k in (2, 3))
+        return observation, rewards, terminated, truncated, [outcome[4] for outcome in outcomes]
+
+
+class _Worlds:
+    """Some of the worlds, and what can be asked of them."""
+
+    def __init__(self, makers: dict[int, Maker]) -> None:
+        self._makers = makers
+        self._worlds: dict[int, Chunked] = {}
+        self._about = dict.fromkeys(makers, "while it was made")
+
+    def answer(self, verb: str, orders: Any) -> Any:
+        if verb == "spaces":
+            for i, make in self._makers.items():
+                self._worlds[i] = self._named(i, make)
+            first = next(iter(self._worlds.values()))
+            return first.observation_space, first.action_space
+        one = self._reset if verb == "reset" else self._step
+        return {i: self._named(i, functools.partial(one, i, order)) for i, order in orders.items()}
+
+    def close(self) -> None:
+        for world in self._worlds.values():
+            world.close()
+
+    def _reset(self, i: int, order: tuple[int | None, dict[str, Any] | None]) -> Outcome:
+        seed, options = order
+        task = getattr(getattr(self._worlds[i].unwrapped, "config", None), "task", "unknown")
+        self._about[i] = f"task {task}, seed {seed}, options {options}"
+        observation, info = self._worlds[i].reset(seed=seed, options=options)
+        return observation, 0.0, False, False, info
+
+    def _step(self, i: int, chunk: np.ndarray) -> Outcome:
+        return self._worlds[i].step(chunk)
+
+    def _named(self, i: int, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            raise RuntimeError(f"world {i} failed ({self._about[i]}): {type(error).__name__}: {error}") from error
+
+
+class _Here:
+    """Worlds in this process, behind the same four verbs as those in another."""
+
+    def __init__(self, makers: dict[int, Maker]) -> None:
+        self._worlds = _Worlds(makers)
+        self._message: tuple[str, Any] = ("", None)
+
+    def send(self, message: tuple[str, Any]) -> None:
+        self._message = message
+
+    def receive(self) -> Any:
+        return self._worlds.answer(*self._message)
+
+    def end(self) -> None:
+        self._worlds.close()
+
+    def join(self) -> None:
+        """Nothing runs on."""
+
+
+class _There:
+    """Worlds in a process of their own, at the other end of a pipe."""
+
+    def __init__(self, makers: dict[int, Maker], timeout: float) -> None:
+        # Not fork: OpenGL contexts and torch's threads do not survive it.
+        context = multiprocessing.get_context("spawn")
+        self._timeout, self._name = timeout, f"the process of worlds {', '.join(map(str, makers))}"
+        self._pipe, far = context.Pipe()
+        self._process = context.Process(target=_serve, args=(far, makers), daemon=True)
+        self._process.start()
+        far.close()  # so that the pipe closes when the process dies
+
+    def send(self, message: tuple[str, Any]) -> None:
+        try:
+            self._pipe.send(message)
+        except (BrokenPipeError, ConnectionError) as error:
+            raise self._died() from error
+
+    def receive(self) -> Any:
+        if not self._pipe.poll(self._timeout):
+            raise TimeoutError(f"{self._name} has not answered for {self._timeout:g} s: is the machine overloaded?")
+        try:
+            well, answer = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._died() from error
+        if not well:
+            raise RuntimeError(answer)
+        return answer
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):  # it is dead already
+            self._pipe.send(("end", None))
+        self._pipe.close()
+
+    def join(self) -> None:
+        for stop in (None, self._process.terminate, self._process.kill):
+            if stop is not None:
+                stop()
+            self._process.join(timeout=5)
+            if self._process.exitcode is not None:
+                break
+        self._process.close()
+
+    def _died(self) -> RuntimeError:
+        self._process.join(timeout=5)
+        code = self._process.exitcode
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        hints = {
+            -signal.SIGKILL: "; that is often memory running out: take fewer worlds or workers",
+            1: "; its traceback is above (a script that makes these worlds must do so under `if __name__ == '__main__'`)",
+        }
+        return RuntimeError(f"{self._name} ended {how}{hints.get(code or 0, '')}")
+
+
+def _serve(pipe: Connection, makers: dict[int, Maker]) -> None:
+    # Two processes already use both cores; more threads in each would only wait for one another. Mesa reads this when
+    # the first OpenGL context is made.
+    os.environ["LP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
+    worlds = _Worlds(makers)
+    while True:
+        try:
+            verb, orders = pipe.recv()
+        except (EOFError, ConnectionError):  # the parent is gone
+            break
+        if verb == "end":
+            break
+        try:
+            answer = (True, worlds.answer(verb, orders))
+        except RuntimeError as error:
+            answer = (False, f"{error}\n\nThere:\n{''.join(traceback.format_exception(error))}")
+        try:
+            pipe.send(answer)
+        except (BrokenPipeError, ConnectionError):
+            break
+    worlds.close()
