@@ -1,0 +1,316 @@
+"""The run: one stage of a recipe in one folder, which goes on where it was stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ideomotor.training.checkpoint import check_writable, load_model, load_state, save_model, save_state, write_json
+from ideomotor.training.config import config_to_json, differences
+from ideomotor.training.learner import Learner, LearnerState, check_ownership
+from ideomotor.training.log import Log
+from ideomotor.training.optim import OptimConfig
+from ideomotor.training.processes import Processes, caught_signals, peak_rss_bytes, reset_peak_rss
+from ideomotor.types import Clip
+
+Model = TypeVar("Model", bound=nn.Module)
+Hook = Callable[[int, Mapping[str, float]], None]
+Clips = Iterable[Clip] | Callable[[int], Iterable[Clip]]
+
+
+class Stopped(SystemExit):
+    """The state is saved and the process shall end: code 143 after SIGTERM, 130 after SIGINT, 0 at ``pause_at``."""
+
+
+class Run:
+    """One stage in one folder. The same command goes on where it was stopped, and does nothing once it has finished.
+
+    Use it as a context: entering seeds the global random state, so that modules built inside have the same first
+    weights every time; leaving it without an error writes ``done.json``.
+
+    Args:
+        dir: holds run.json, state/, metrics.jsonl, tensorboard/, done.json and the saved models.
+        seed: of everything random in the stage.
+        config: dataclass of all that decides the result; a resumed run must have the same.
+        fresh: removes what an earlier run left in the folder.
+        save_seconds: a state is saved when so much time has passed since the last,
+        save_steps: or so many steps, whichever comes first.
+        log_steps: steps that are averaged in a row of the log.
+        pause_at: saves after this step and raises ``Stopped`` with code 0 (for tests of resume, and time slices).
+        device: where to train; CUDA where there is any, else the CPU.
+
+    Raises:
+        SaveError: the folder cannot be written.
+        ValueError: the folder holds a run of another config or seed, or another process trains in it.
+    """
+
+    def __init__(
+        self,
+        dir: Path | str,
+        *,
+        seed: int = 0,
+        config: Any = None,
+        fresh: bool = False,
+        save_seconds: float = 120.0,
+        save_steps: int = 1000,
+        log_steps: int = 20,
+        pause_at: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.dir, self.seed, self.step = Path(dir), seed, 0
+        self.save_seconds, self.save_steps, self.log_steps, self.pause_at = (
+            save_seconds,
+            save_steps,
+            log_steps,
+            pause_at,
+        )
+        self.processes = Processes(device)
+        self.device = self.processes.device
+        self.learners: dict[str, Learner] = {}
+        self._fitted = False
+        self._began, self._before = time.monotonic(), 0.0
+        self._saved_at, self._saved_step = self._began, 0
+        reset_peak_rss()
+        if self.processes.is_main:
+            check_writable(self.dir)
+            self._lock = _lock(self.dir)
+            if fresh:
+                _clear(self.dir)
+            self._guard({"seed": seed, "world_size": self.processes.world_size, "config": config})
+        self.processes.wait()
+        self._was_finished = self.finished
+
+    def __enter__(self) -> Run:
+        torch.manual_seed(self.seed)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.processes.is_main:
+            if error is None and not self._was_finished:
+                self._finish()
+            self._lock.close()
+
+    @property
+    def finished(self) -> bool:
+        """True where the stage has come to its end: a caller may skip it whole."""
+        return (self.dir / "done.json").is_file()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in this stage so far, over all its resumes (what a kill threw away is not counted)."""
+        return self._before + time.monotonic() - self._began
+
+    def learner(self, objective: nn.Module, config: OptimConfig, steps: int, name: str | None = None) -> Learner:
+        """Returns a learner of this run. ``steps`` is the length of its schedule, and of the ``fit`` it is for.
+
+        Raises:
+            ValueError: the name (by default that of the objective's class) is taken, or a weight has another owner.
+        """
+        learner = Learner(objective, config, steps, name=name, seed=self.seed, processes=self.processes)
+        if learner.name in self.learners:
+            raise ValueError(f"this run already has a learner {learner.name!r}: give one of them another name=")
+        check_ownership([*self.learners.values(), learner])
+        self.learners[learner.name] = learner
+        return learner
+
+    def fit(self, clips: Clips, *learners: Learner, steps: int, hooks: Iterable[Hook] = ()) -> None:
+        """Trains up to ``steps`` steps in all, from where the folder's state stands; at the end returns at once.
+
+        Args:
+            clips: batches, the first for step 0; or a function of the step to start at (a loader that can jump there).
+            learners: updated in this order with each batch; all that the run has made.
+            steps: of the whole stage.
+            hooks: called as ``hook(step, metrics)`` after each step, in the main process and after the state is saved.
+
+        Raises:
+            Stopped: SIGTERM, SIGINT or ``pause_at``; the state is saved.
+            ValueError: the data ended too early, or the saved state is of other learners or settings.
+        """
+        self._check_learners(learners, steps)
+        self._restore(learners)
+        if self.step >= steps:
+            return
+        hooks = tuple(hooks) if self.processes.is_main else ()
+        with self._log(steps) as log, caught_signals() as caught:
+            for batch in self._batches(clips):
+                metrics: dict[str, float] = {}
+                for learner in learners:
+                    metrics |= learner.update(batch)
+                self.step += 1
+                log(self.step, metrics)
+                signum = self._signal(caught)
+                if self.step >= steps or signum or self.step == self.pause_at or self._due():
+                    self._save_state(learners)
+                for hook in hooks:
+                    hook(self.step, metrics)
+                if self.step >= steps:
+                    return
+                if signum or self.step == self.pause_at:
+                    raise Stopped(128 + signum if signum else 0)
+        raise ValueError(f"the data ended after {self.step} of {steps} steps; repeat the loader")
+
+    def save(
+        self, model: nn.Module, config: Any, name: str, *, meta: Mapping[str, Any] | None = None, averaged: bool = True
+    ) -> Path:
+        """Saves a model as ``<dir>/<name>`` and returns that folder.
+
+        Where its learner keeps averaged weights, these are saved; ``averaged=False`` saves the last ones.
+        """
+        folder = self.dir / name
+        with ExitStack() as stack:
+            for learner in self.learners.values() if averaged else ():
+                stack.enter_context(learner.averaged())
+            if self.processes.is_main:
+                about = {"run": {"seed": self.seed, "steps": self.step}, **(meta or {})}
+                save_model(folder, model, config, about)
+        self.processes.wait()
+        return folder
+
+    def load(self, cls: Callable[[Any], Model], config_cls: type[Any], path: Path | str) -> Model:
+        """Returns a saved model on this run's device, in eval mode."""
+        return load_model(Path(path), cls, config_cls, self.device)
+
+    def _check_learners(self, learners: tuple[Learner, ...], steps: int) -> None:
+        if self._fitted:
+            raise ValueError(
+                "this run has already fitted: a stage is one fit, so give the next one a Run of its own folder"
+            )
+        self._fitted = True
+        idle = set(self.learners) - {learner.name for learner in learners}
+        if idle or not learners:
+            raise ValueError(
+                f"fit was given {len(learners)} learners and would leave out {sorted(idle)}: give it all of this run"
+            )
+        for learner in learners:
+            if learner.steps != steps:
+                raise ValueError(
+                    f"learner {learner.name!r} has a schedule of {learner.steps} steps, and fit runs {steps}: "
+                    "give both the same"
+                )
+        check_ownership(learners)
+
+    def _restore(self, learners: tuple[Learner, ...]) -> None:
+        saved = load_state(self.dir / "state")
+        if saved is None:
+            if self._was_finished:
+                raise ValueError(
+                    f"{self.dir} is finished, but its state folder is gone: take its saved models with load, "
+                    "or train again (--fresh)"
+                )
+            return
+        values, states = saved
+        found = {name: _settings(state) for name, state in states.items()}
+        self._check_same(found, {learner.name: learner.identity() for learner in learners})
+        for learner in learners:
+            learner.load_state(states[learner.name])
+        self.step = self._saved_step = int(values["step"])
+        self._before = float(values["seconds"])
+        self.processes.wait()  # rank 0 must not replace the files while others read them
+
+    def _batches(self, clips: Clips) -> Iterator[Clip]:
+        if callable(clips):
+            return iter(clips(self.step))
+        return islice(clips, self.step, None)
+
+    def _log(self, steps: int) -> Log:
+        return Log(
+            self.dir,
+            steps=steps,
+            start=self.step,
+            seconds=self.seconds,
+            every=self.log_steps,
+            main=self.processes.is_main,
+            mean=self.processes.mean,
+        )
+
+    def _signal(self, caught: list[int]) -> int:
+        """Returns the signal after which all processes stop at this very step, or 0."""
+        if not self.processes.any(bool(caught)):
+            return 0
+        return caught[0] if caught else signal.SIGTERM
+
+    def _due(self) -> bool:
+        waited = time.monotonic() - self._saved_at >= self.save_seconds
+        return waited or self.step - self._saved_step >= self.save_steps
+
+    def _save_state(self, learners: tuple[Learner, ...]) -> None:
+        if self.processes.is_main:
+            states = {learner.name: learner.state() for learner in learners}
+            save_state(self.dir / "state", {"step": self.step, "seconds": self.seconds}, states)
+        self._saved_at, self._saved_step = time.monotonic(), self.step
+
+    def _guard(self, settings: dict[str, Any]) -> None:
+        if settings["config"] is not None:
+            settings["config"] = config_to_json(settings["config"])
+        path = self.dir / "run.json"
+        if path.is_file():
+            self._check_same(json.loads(path.read_text(encoding="utf-8")), settings)
+        else:
+            write_json(path, settings)
+
+    def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        changed = differences(old, new)
+        if changed:
+            raise ValueError(
+                f"{self.dir} holds a run of other settings (there -> now): {'; '.join(changed)}. Give the settings "
+                "it was begun with, another --out, or --fresh to throw it away and begin anew"
+            )
+
+    def _finish(self) -> None:
+        done = {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 3),
+            "peak_rss_bytes": peak_rss_bytes(),
+            "steps": self.step,
+            "seed": self.seed,
+            "world_size": self.processes.world_size,
+        }
+        write_json(self.dir / "done.json", done)
+
+
+def _settings(state: LearnerState) -> dict[str, Any]:
+    return {key: value for key, value in state.values.items() if key != "step"}
+
+
+def _lock(folder: Path) -> Any:
+    """Locks the folder for this process. The kernel gives the lock back however the process ends."""
+    file = (folder / "lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise ValueError(
+            f"process {holder} trains in {folder}: wait for its end, stop it, or choose another --out"
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a run wrote, and nothing else."""
+    for name in ("run.json", "done.json", "metrics.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        is_model = (path / "config.json").is_file() and (path / "model.safetensors").is_file()
+        if path.name in ("state", "tensorboard") or is_model:
+            shutil.rmtree(path)
