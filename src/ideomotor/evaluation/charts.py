@@ -1,0 +1,162 @@
+"""Drawings of the report as inline SVG: no library, no script, colours by class so that dark and light both work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+
+NUM_COLOURS = 6
+"""Lines are told apart by the classes k0 to k5; a seventh line repeats the first's."""
+
+_MOST_POINTS = 240  # per line: more than the pixels it is drawn on, few enough for a small page
+
+
+class Bar(NamedTuple):
+    """A share in 0..1 with its interval, and the class that colours it."""
+
+    share: float
+    low: float
+    high: float
+    kind: str
+
+
+class Line(NamedTuple):
+    """A named line of a chart."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+def bars(rows: Sequence[Bar], label: str, height: int = 12) -> str:
+    """Returns horizontal bars from 0 to 100 % with whiskers, as wide as what holds them."""
+    gap = max(3, height // 3)
+    total = len(rows) * (height + gap) - gap + 2
+    marks = "".join(f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="{total}"/>' for x in (25, 50, 75))
+    drawn = []
+    for i, row in enumerate(rows):
+        top = 1 + i * (height + gap)
+        middle, low, high = top + height / 2, 100 * row.low, 100 * row.high
+        whisker = "".join(
+            f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{middle - 3}" y2="{middle + 3}"/>' for x in (low, high)
+        )
+        drawn.append(
+            f'<rect class="track" x="0" y="{top}" width="100%" height="{height}" rx="2"/>'
+            f'<rect class="bar {row.kind}" x="0" y="{top}" width="{100 * row.share:.2f}%" height="{height}" rx="2"/>'
+            f'<g class="whisker"><line x1="{low:.2f}%" x2="{high:.2f}%" y1="{middle}" y2="{middle}"/>{whisker}</g>'
+        )
+    inside = "".join(drawn) + marks
+    return f'<svg class="bars" role="img" aria-label="{escape(label)}" width="100%" height="{total}">{inside}</svg>'
+
+
+def share(part: float, label: str) -> str:
+    """Returns one thin bar of a part in 0..1."""
+    return (
+        f'<svg class="bars" role="img" aria-label="{escape(label)}" width="100%" height="8">'
+        '<rect class="track" width="100%" height="8" rx="2"/>'
+        f'<rect class="bar cost" width="{100 * min(max(part, 0.0), 1.0):.2f}%" height="8" rx="2"/></svg>'
+    )
+
+
+def lines(series: Sequence[Line], label: str) -> str:
+    """Returns a chart of the lines with axes; the vertical one is logarithmic where values span 1 to 30 or more.
+
+    Values that are not finite are left out, which breaks the line. Long lines are drawn through means of neighbours.
+    """
+    width, height, left, right, top, bottom = 340, 190, 46, 12, 10, 24
+    thinned = [_thinned(line) for line in series]
+    xs = np.concatenate([steps for steps, _ in thinned])
+    ys = np.concatenate([values for _, values in thinned])
+    ys = ys[np.isfinite(ys)]
+    if ys.size == 0:
+        return (
+            f'<p class="missing">No finite value of {escape(", ".join(line.name for line in series))} was logged.</p>'
+        )
+    logarithmic = bool(ys.min() > 0 and ys.max() >= 30 * ys.min())
+    x_low, x_high = _range(min(0.0, float(xs.min())), float(xs.max()))
+    y_low, y_high = (float(ys.min()), float(ys.max())) if logarithmic else _range(float(ys.min()), float(ys.max()))
+    scale = math.log10 if logarithmic else float
+
+    def across(x: float) -> float:
+        return left + (width - left - right) * (x - x_low) / (x_high - x_low)
+
+    def up(y: float) -> float:
+        part = (scale(y) - scale(y_low)) / (scale(y_high) - scale(y_low))
+        return height - bottom - (height - bottom - top) * part
+
+    parts = []
+    for tick in _log_ticks(y_low, y_high) if logarithmic else _ticks(y_low, y_high):
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+    for tick in _ticks(x_low, x_high):
+        parts.append(f'<text x="{across(tick):.1f}" y="{height - 6}" text-anchor="middle">{_number(tick)}</text>')
+    for i, (steps, values) in enumerate(thinned):
+        points = [(across(x), up(y)) if math.isfinite(y) else None for x, y in zip(steps, values, strict=True)]
+        parts.append(f'<path class="line k{i % NUM_COLOURS}" d="{_pen(points)}"/>')
+    drawing = "".join(parts)
+    return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{drawing}</svg>'
+
+
+def _pen(points: Sequence[tuple[float, float] | None]) -> str:
+    """Returns the path through the points, lifted at None; a point alone has no length and shows as a round dot."""
+    commands, down = [], False
+    for point in points:
+        if point is not None:
+            commands.append(f"{'L' if down else 'M'}{point[0]:.1f} {point[1]:.1f}" + ("" if down else "h0"))
+        down = point is not None
+    return "".join(commands)
+
+
+def _thinned(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    """Returns steps and values, neighbours averaged (over their finite values) until few enough are left."""
+    steps, values = np.asarray(line.steps, dtype=np.float64), np.asarray(line.values, dtype=np.float64)
+    if steps.shape != values.shape or steps.ndim != 1 or not np.isfinite(steps).all():
+        raise ValueError(
+            f"curve {line.name!r} has steps of shape {steps.shape} and values of shape {values.shape}; wanted one "
+            "finite step for each value"
+        )
+    width = -(-len(steps) // _MOST_POINTS)
+    if width <= 1:
+        return steps, values
+    groups = [slice(i, i + width) for i in range(0, len(steps), width)]
+    finite = [values[group][np.isfinite(values[group])] for group in groups]
+    means = [float(part.mean()) if part.size else math.nan for part in finite]
+    return np.array([float(steps[group].mean()) for group in groups]), np.array(means)
+
+
+def _range(low: float, high: float) -> tuple[float, float]:
+    """Returns the ends of a linear axis: zero is shown where it is not far, and an empty range is widened."""
+    if 0 < low < 0.6 * high:
+        low = 0.0
+    if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
+        margin = 0.5 * abs(high) or 1.0
+        return low - margin, high + margin
+    return low, high
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Returns 3 to 6 round numbers within the range."""
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Returns the powers of ten within the range."""
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    every = max(1, math.ceil((last - first + 1) / 6))
+    return [10.0**power for power in range(first, last + 1, every)]
+
+
+def _number(value: float) -> str:
+    if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    if abs(value) >= 1e4:
+        return f"{value / 1000:g}k"
+    return f"{value:.6g}"

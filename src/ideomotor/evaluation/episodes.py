@@ -1,0 +1,95 @@
+"""What an episode of a roll-out is, how it went, and the log that makes roll-outs resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSpec:
+    """One episode to be run.
+
+    Attributes:
+        task: name; a world of that task runs it.
+        seed: of the training run that is tried; the worlds are reset with it too.
+        goal: which of the task's goals.
+    """
+
+    task: str
+    seed: int
+    goal: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What tells it from the other episodes of an arm, and pairs it with another arm's."""
+        return self.task, self.seed, self.goal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """How one episode went.
+
+    Attributes:
+        steps: actions taken in the environment.
+        total_reward: sum of the environment's rewards, not discounted.
+        seconds: the episode's share of the wall-clock time; shares add up to the time of the whole roll-out.
+        inference_cpu_seconds: its share of the processor time that the agent took, all threads together.
+    """
+
+    arm: str
+    task: str
+    seed: int
+    goal: int
+    success: bool
+    steps: int
+    total_reward: float
+    seconds: float
+    inference_cpu_seconds: float
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """The key of the episode's spec."""
+        return self.task, self.seed, self.goal
+
+
+def read_log(path: Path) -> list[EpisodeResult]:
+    """Returns the rows of a roll-out's log, of all its arms; none where there is no file. A torn last line is left out.
+
+    Raises:
+        ValueError: a damaged line before the last, or an episode that is there twice.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty, or torn
+    results: dict[tuple[str, str, int, int], EpisodeResult] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            result = EpisodeResult(**{f.name: row[f.name] for f in fields(EpisodeResult)})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"line {number} of {path} is no row of a roll-out ({error}): mend or delete the line, and its episode "
+                "is run again"
+            ) from error
+        if (result.arm, *result.key) in results:
+            raise ValueError(
+                f"line {number} of {path} repeats {result.arm} {result.key}: did two runs write it at once? Delete one "
+                "of the two lines"
+            )
+        results[(result.arm, *result.key)] = result
+    return list(results.values())
+
+
+def append(path: Path, result: EpisodeResult) -> None:
+    """Adds a row and sees it on the disk; first cuts off what an earlier kill left of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+        file.write(json.dumps(asdict(result)).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
