@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import multiprocessing
-import os
-import signal
-import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from ideomotor.envs.chunked import Chunked
+from ideomotor.envs.worker import Worker
 
 Maker = Callable[[], Chunked]
 Outcome = tuple[dict[str, Any], float, bool, bool, dict[str, Any]]
@@ -41,15 +36,16 @@ class ChunkedVector:
             raise ValueError(
                 f"{len(makers)} worlds, {workers} workers; wanted at least one world and no less than 0 workers"
             )
-        self._links: list[_Here | _There] = []
+        self._links: list[_Here | Worker] = []
         self.num_envs = len(makers)
         self._outcomes: list[Outcome | None] = [None] * len(makers)
         count = min(workers, len(makers)) or 1
         self._groups = [list(range(worker, len(makers), count)) for worker in range(count)]
         try:
             for group in self._groups:
-                mine = {i: makers[i] for i in group}
-                self._links.append(_There(mine, timeout) if workers else _Here(mine))
+                make = functools.partial(_Worlds, {i: makers[i] for i in group})
+                name = f"the process of worlds {', '.join(map(str, group))}"
+                self._links.append(Worker(make, name=name, timeout=timeout) if workers else _Here(make()))
             spaces = self._together([("spaces", None)] * count)
         except BaseException:
             self.close()
@@ -160,7 +156,8 @@ class _Worlds:
         self._worlds: dict[int, Chunked] = {}
         self._about = dict.fromkeys(makers, "while it was made")
 
-    def answer(self, verb: str, orders: Any) -> Any:
+    def answer(self, message: tuple[str, Any]) -> Any:
+        verb, orders = message
         if verb == "spaces":
             for i, make in self._makers.items():
                 self._worlds[i] = self._named(i, make)
@@ -191,98 +188,20 @@ class _Worlds:
 
 
 class _Here:
-    """Worlds in this process, behind the same four verbs as those in another."""
+    """Worlds in this process, asked in the same way as those in another."""
 
-    def __init__(self, makers: dict[int, Maker]) -> None:
-        self._worlds = _Worlds(makers)
-        self._message: tuple[str, Any] = ("", None)
+    def __init__(self, worlds: _Worlds) -> None:
+        self._worlds = worlds
+        self._message: Any = None
 
-    def send(self, message: tuple[str, Any]) -> None:
+    def send(self, message: Any) -> None:
         self._message = message
 
     def receive(self) -> Any:
-        return self._worlds.answer(*self._message)
+        return self._worlds.answer(self._message)
 
     def end(self) -> None:
         self._worlds.close()
 
     def join(self) -> None:
         """Nothing runs on."""
-
-
-class _There:
-    """Worlds in a process of their own, at the other end of a pipe."""
-
-    def __init__(self, makers: dict[int, Maker], timeout: float) -> None:
-        # Not fork: OpenGL contexts and torch's threads do not survive it.
-        context = multiprocessing.get_context("spawn")
-        self._timeout, self._name = timeout, f"the process of worlds {', '.join(map(str, makers))}"
-        self._pipe, far = context.Pipe()
-        self._process = context.Process(target=_serve, args=(far, makers), daemon=True)
-        self._process.start()
-        far.close()  # so that the pipe closes when the process dies
-
-    def send(self, message: tuple[str, Any]) -> None:
-        try:
-            self._pipe.send(message)
-        except (BrokenPipeError, ConnectionError) as error:
-            raise self._died() from error
-
-    def receive(self) -> Any:
-        if not self._pipe.poll(self._timeout):
-            raise TimeoutError(f"{self._name} has not answered for {self._timeout:g} s: is the machine overloaded?")
-        try:
-            well, answer = self._pipe.recv()
-        except (EOFError, ConnectionError) as error:
-            raise self._died() from error
-        if not well:
-            raise RuntimeError(answer)
-        return answer
-
-    def end(self) -> None:
-        with contextlib.suppress(OSError):  # it is dead already
-            self._pipe.send(("end", None))
-        self._pipe.close()
-
-    def join(self) -> None:
-        for stop in (None, self._process.terminate, self._process.kill):
-            if stop is not None:
-                stop()
-            self._process.join(timeout=5)
-            if self._process.exitcode is not None:
-                break
-        self._process.close()
-
-    def _died(self) -> RuntimeError:
-        self._process.join(timeout=5)
-        code = self._process.exitcode
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        hints = {
-            -signal.SIGKILL: "; that is often memory running out: take fewer worlds or workers",
-            1: "; its traceback is above (a script that makes these worlds must do so under `if __name__ == '__main__'`)",
-        }
-        return RuntimeError(f"{self._name} ended {how}{hints.get(code or 0, '')}")
-
-
-def _serve(pipe: Connection, makers: dict[int, Maker]) -> None:
-    # Two processes already use both cores; more threads in each would only wait for one another. Mesa reads this when
-    # the first OpenGL context is made.
-    os.environ["LP_NUM_THREADS"] = "1"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
-    worlds = _Worlds(makers)
-    while True:
-        try:
-            verb, orders = pipe.recv()
-        except (EOFError, ConnectionError):  # the parent is gone
-            break
-        if verb == "end":
-            break
-        try:
-            answer = (True, worlds.answer(verb, orders))
-        except RuntimeError as error:
-            answer = (False, f"{error}\n\nThere:\n{''.join(traceback.format_exception(error))}")
-        try:
-            pipe.send(answer)
-        except (BrokenPipeError, ConnectionError):
-            break
-    worlds.close()
