@@ -1,0 +1,182 @@
+"""Windows: which frames and actions of an episode make one sample, and which episodes are held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+
+from ideomotor.data.transforms import center_crop, covering_size
+from ideomotor.types import Dataset, Episode
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """The shape of a sample around its anchor, the last frame that is seen.
+
+    Attributes:
+        context: frames seen, the anchor among them.
+        horizon: frames foretold, after the anchor; 0 for acting without foresight.
+        stride: frames of the recording from one frame of the window to the next.
+        chunk: actions from the anchor on, one a frame of the recording whatever the stride.
+        every: distance between neighbouring anchors.
+    """
+
+    context: int = 4
+    horizon: int = 4
+    stride: int = 4
+    chunk: int = 8
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "horizon" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"window has {field.name}={value!r}; it must be a whole number of at least {least}")
+
+    @property
+    def frames(self) -> int:
+        """Frames of a window: context and horizon."""
+        return self.context + self.horizon
+
+    def frame_indices(self, anchor: int, length: int) -> Int[np.ndarray, " t"]:
+        """Returns the frames of the window at ``anchor``: context, then horizon.
+
+        Before the start of an episode of ``length`` frames its first frame is repeated, past the end its last.
+        """
+        return np.clip(anchor + self.stride * np.arange(1 - self.context, self.horizon + 1), 0, length - 1)
+
+    def action_indices(self, anchor: int, length: int) -> tuple[Int[np.ndarray, " chunk"], Bool[np.ndarray, " chunk"]]:
+        """Returns the frames whose actions make the chunk at ``anchor``, and where they were really recorded.
+
+        Past the end of an episode of ``length`` frames the last action is repeated, and the mask is False.
+        """
+        wanted = anchor + np.arange(self.chunk)
+        return np.minimum(wanted, length - 1), wanted < length
+
+
+class WindowIndex:
+    """Every window of a dataset, numbered; a window never straddles two episodes.
+
+    Episodes come in the dataset's order, and their anchors are 0, every, 2 * every, ... below the episode's length.
+    """
+
+    def __init__(self, dataset: Dataset, config: WindowConfig) -> None:
+        """Counts the windows; nothing is decoded.
+
+        Raises:
+            ValueError: the dataset has no episode, or an episode has no frame.
+        """
+        if not dataset.episodes:
+            left_out = f" ({len(dataset.quarantined)} left out as damaged)" if dataset.quarantined else ""
+            raise ValueError(
+                f"dataset {dataset.name!r} has no episodes{left_out}; windows need at least one: check {dataset.path}"
+            )
+        empty = [episode.id for episode in dataset.episodes if episode.length < 1]
+        if empty:
+            raise ValueError(f"episode {empty[0]!r} of dataset {dataset.name!r} has no frames: leave it out")
+        self.dataset, self.config = dataset, config
+        lengths = np.asarray([episode.length for episode in dataset.episodes], dtype=np.int64)
+        self._ends = np.cumsum(-(-lengths // config.every))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def locate(self, window: int) -> tuple[int, int]:
+        """Returns the number of the episode that window ``window`` lies in, and its anchor frame.
+
+        Raises:
+            IndexError: there is no such window.
+        """
+        if not 0 <= window < len(self):
+            raise IndexError(
+                f"window {window} of {len(self)} of dataset {self.dataset.name!r}: ask for 0..{len(self) - 1}"
+            )
+        episode = int(np.searchsorted(self._ends, window, side="right"))
+        first = int(self._ends[episode - 1]) if episode else 0
+        return episode, (window - first) * self.config.every
+
+    def windows_of(self, episode: int) -> range:
+        """Returns the numbers of the windows of one episode, given by its number."""
+        return range(int(self._ends[episode - 1]) if episode else 0, int(self._ends[episode]))
+
+    def read(
+        self, windows: Sequence[int], camera: str, size: tuple[int, int] | None = None
+    ) -> UInt8[Tensor, "b t c h w"]:
+        """Returns the frames of these windows, scaled to cover ``size`` (height, width) and cut to its centre.
+
+        Raises:
+            ValueError: two windows differ in height or width (pass ``size``), or a file is damaged.
+        """
+        batch: UInt8[Tensor, "b t c h w"] | None = None
+        for row, window in enumerate(windows):
+            number, anchor = self.locate(window)
+            episode = self.dataset.episodes[number]
+            frames = read_frames(episode, camera, self.config.frame_indices(anchor, episode.length).tolist(), size)
+            if batch is None:
+                batch = torch.empty((len(windows), *frames.shape), dtype=torch.uint8)
+            if frames.shape != batch.shape[1:]:
+                raise ValueError(
+                    f"episode {episode.id!r} gives frames {tuple(frames.shape)}, others {tuple(batch.shape[1:])}; "
+                    "a batch needs one height and width: set size, or make a cache"
+                )
+            batch[row] = frames
+        if batch is None:
+            raise ValueError("no windows were asked for; a batch needs at least one")
+        return batch
+
+
+def read_frames(
+    episode: Episode, camera: str, indices: Sequence[int], size: tuple[int, int] | None = None
+) -> UInt8[Tensor, "t c h w"]:
+    """Returns frames of one camera, scaled to cover ``size`` (height, width) and cut to its centre, if one is given."""
+    frames = episode.frames[camera]
+    if size is None:
+        return frames.read(indices)
+    _, _, height, width = frames.shape
+    return center_crop(frames.read(indices, size=covering_size((height, width), size)), size)
+
+
+def split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Returns the episodes to learn from and those held out, ``fraction`` of them, both in the dataset's order.
+
+    Who is held out depends on ``seed`` and the episodes' ids alone, not on their order. Episodes with the same text are
+    shared out in proportion, so that every task with enough recordings is on both sides; each side has at least one.
+
+    Raises:
+        ValueError: ``fraction`` is not between 0 and 1, or there are fewer than two episodes.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"a held-out fraction of {fraction} was asked for; it must lie between 0 and 1, e.g. 0.1")
+    total = len(dataset.episodes)
+    if total < 2:
+        raise ValueError(
+            f"dataset {dataset.name!r} has {total} episodes; a split needs at least 2: record more, or hold out "
+            "another dataset"
+        )
+    groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for number, episode in enumerate(dataset.episodes):
+        groups[episode.text].append((_hash(seed, episode.id), number))
+    held: set[int] = set()
+    waiting: list[tuple[float, str, int]] = []
+    for members in groups.values():
+        members.sort()
+        whole, rest = divmod(fraction * len(members), 1)
+        held.update(number for _, number in members[: int(whole)])
+        # The next in line of each task takes the seats that rounding down left, largest remainder first.
+        waiting += [(-rest, *members[int(whole)])] if rest > 0 else []
+    seats = min(max(round(fraction * total), 1), total - 1) - len(held)
+    held.update(number for _, _, number in sorted(waiting)[: max(seats, 0)])
+    sides = ([e for n, e in enumerate(dataset.episodes) if (n in held) == side] for side in (False, True))
+    train, validation = (replace(dataset, episodes=tuple(side)) for side in sides)
+    return train, validation
+
+
+def _hash(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
