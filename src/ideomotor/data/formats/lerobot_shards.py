@@ -57,14 +57,21 @@ def encode(frames: np.ndarray, fps: int, codec: Codec) -> bytes:
     No B-frames, so that decoding order is showing order and episodes can be joined; one thread, because x264's output
     depends on how many there are.
     """
-    av = require("av", "video")
-    buffer = io.BytesIO()
+    av, reformatter = require("av", "video"), require("av.video.reformatter", "video")
+    flag = reformatter.Interpolation
+    # Colours as BT.601 in 16..235, said in the file; exact rounding, or the result depends on the processor.
+    exact = flag.AREA | flag.FULL_CHR_H_INP | flag.ACCURATE_RND | flag.BITEXACT
+    convert, buffer = reformatter.VideoReformatter(), io.BytesIO()
+    options = {"crf": str(codec.crf), "g": str(codec.gop), "bf": "0", "preset": codec.preset}
     with av.open(buffer, "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps)
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[2:], "yuv420p"
-        stream.options = {"crf": str(codec.crf), "g": str(codec.gop), "bf": "0", "preset": codec.preset, "threads": "1"}
-        for picture in frames.transpose(0, 2, 3, 1):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        stream.codec_context.thread_count = 1
+        stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1
+        for number, picture in enumerate(frames.transpose(0, 2, 3, 1)):
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = convert.reformat(rgb, format="yuv420p", dst_colorspace=5, interpolation=int(exact), threads=1)
+            frame.pts, frame.time_base = number, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
