@@ -1,0 +1,174 @@
+"""From masks to tokens: samplers as plain functions of the network that foretells the clean tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ideomotor.diffusion.discrete import uniform
+
+Order = Literal["confidence", "halton", "random"]
+
+
+@torch.no_grad()
+def parallel_decode(
+    logits: Callable[[Int[Tensor, "b n"]], Float[Tensor, "b n k"]],
+    x: Int[Tensor, "b n"],
+    mask_id: int,
+    steps: int,
+    order: Order = "confidence",
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    grid: tuple[int, ...] | None = None,
+    remask: float = 0.0,
+) -> Int[Tensor, "b n"]:
+    """Returns ``x`` with every mask replaced by a token, several tokens a network call.
+
+    After call ``i`` of ``steps`` a share cos(pi/2 i/steps) of a sample's masks is left, but at least one token is set
+    in each call; so there are ``min(steps, most masks in a sample)`` calls, and with as many steps as masks tokens
+    come one by one.
+
+    Args:
+        logits: the network; ``k`` counts the classes without the mask.
+        x: tokens; positions other than ``mask_id`` are given and never change.
+        mask_id: id of the mask, at least ``k`` (usually ``k``).
+        steps: network calls at most; 1 is a single pass.
+        order: which masks go first: those the network is surest of, those that lie far from one another
+            (low-discrepancy points on ``grid``), or any.
+        temperature: 0 takes the likeliest class; otherwise classes are drawn from softmax(logits / temperature).
+        top_p: draws only from the likeliest classes that together reach this probability.
+        generator: of all draws.
+        grid: axes of the positions for ``halton``, row-major; one axis by default.
+        remask: share of the tokens set so far that each call (but the last) masks again, so that they are chosen anew
+            with more context; as many others are set in their stead, and the number of masks follows the same course.
+
+    Source: MaskGIT (arXiv 2202.04200), Halton order (2503.17076), remasking after ReMDM (2503.00307). Draws are made
+    in float64, since float32 Gumbel noise lowers the temperature unnoticed (2409.02908).
+    """
+    _check_decoding(order, steps, temperature, top_p, remask)
+    device = x.device
+    given = x != mask_id
+    total = (~given).sum(1)  # b
+    left, rounds = total, min(steps, int(total.max())) if x.numel() else 0
+    precedence = (
+        torch.zeros_like(x[0]) if order != "halton" else -halton_ranks(grid or x.shape[1:], x.shape[1]).to(device)
+    )
+    for step in range(1, rounds + 1):
+        scores = logits(x)  # b n k
+        if scores.shape[-1] > mask_id:
+            raise ValueError(
+                f"the network returned {scores.shape[-1]} classes, but mask_id is {mask_id}: leave the mask's class out"
+            )
+        masked = x == mask_id
+        keep = _masks_left(total, left, step, steps)
+        again = (remask * (total - left)).long().minimum(keep)
+        count = left - keep + again
+        if step == rounds:
+            chosen = masked
+        elif order == "halton":
+            chosen = _highest(precedence.double().expand(x.shape), masked, count)
+        elif order == "random":
+            chosen = _highest(uniform(x.shape, generator, device), masked, count)
+        else:  # only this order must know the tokens first
+            tokens = _choose(scores, masked, temperature, top_p, generator)
+            chosen = _highest(_log_likelihood(scores, tokens), masked, count)
+        if step == rounds or order != "confidence":
+            tokens = _choose(scores, chosen, temperature, top_p, generator)
+        if remask > 0:
+            back = _highest(uniform(x.shape, generator, device), ~masked & ~given, again)
+            x = x.masked_fill(back, mask_id)
+        x, left = torch.where(chosen, tokens, x), keep
+    return x.clone() if rounds == 0 else x
+
+
+def draw(
+    probabilities: Float[Tensor, "m k"], top_p: float = 1.0, generator: torch.Generator | None = None
+) -> Int[Tensor, " m"]:
+    """Returns one class a row, drawn by inverting the cumulative sum in float64; rows need not be normalised."""
+    p = probabilities.double()
+    if top_p < 1:
+        p, classes = p.sort(dim=-1, descending=True)
+    cumulative = p.cumsum(-1)
+    if top_p < 1:
+        kept = (cumulative - p < top_p * cumulative[:, -1:]).sum(-1, keepdim=True)  # at least 1
+        reach = cumulative.gather(1, kept - 1)
+    else:
+        kept, reach = torch.full_like(cumulative[:, :1], p.shape[-1], dtype=torch.long), cumulative[:, -1:]
+    u = uniform((len(p), 1), generator, p.device) * reach
+    pick = torch.searchsorted(cumulative, u, right=True).minimum(
+        kept - 1
+    )  # right: classes of probability 0 are passed over
+    return (classes.gather(1, pick) if top_p < 1 else pick)[:, 0]
+
+
+@lru_cache(maxsize=64)
+def halton_ranks(grid: tuple[int, ...], n: int) -> Int[Tensor, " n"]:
+    """Returns when each cell of a grid (row-major) is first hit by the Halton sequence: 0 for the first cell.
+
+    Raises:
+        ValueError: the grid has not ``n`` cells, or more than 4 axes.
+    """
+    bases = (2, 3, 5, 7)[: len(grid)]
+    if math.prod(grid) != n or len(grid) > 4 or n < 1:
+        raise ValueError(
+            f"grid {grid} has {math.prod(grid)} cells for {n} positions; give 1 to 4 axes whose product is {n}"
+        )
+    # A cell twice as wide as a box of base**-digits holds a whole such box, and each box is hit once a period.
+    digits = [math.ceil(math.log(2 * side, base)) for side, base in zip(grid, bases, strict=True)]
+    points = torch.arange(math.prod(base**count for base, count in zip(bases, digits, strict=True)))
+    cell = torch.zeros_like(points)
+    for side, base, count in zip(grid, bases, digits, strict=True):
+        mirrored = sum((points // base**place % base) * base ** (count - 1 - place) for place in range(count))
+        cell = cell * side + mirrored * side // base**count
+    first = torch.full((n,), len(points)).scatter_reduce(0, cell, points, "amin")
+    return first.argsort().argsort()
+
+
+def _masks_left(total: Int[Tensor, " b"], left: Int[Tensor, " b"], step: int, steps: int) -> Int[Tensor, " b"]:
+    course = (total * math.cos(math.pi / 2 * step / steps)).long() if step < steps else torch.zeros_like(total)
+    return (
+        course.clamp(min=steps - step).minimum(left - 1).clamp(min=0)
+    )  # each call sets one, each later call finds one
+
+
+def _highest(score: Float[Tensor, "b n"], among: Bool[Tensor, "b n"], count: Int[Tensor, " b"]) -> Bool[Tensor, "b n"]:
+    ranked = score.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    taken = torch.arange(score.shape[1], device=score.device) < count[:, None]
+    return torch.zeros_like(among).scatter(1, ranked, taken)
+
+
+def _choose(
+    scores: Float[Tensor, "b n k"],
+    where: Bool[Tensor, "b n"],
+    temperature: float,
+    top_p: float,
+    generator: torch.Generator | None,
+) -> Int[Tensor, "b n"]:
+    """Returns a token for each of the positions asked for; elsewhere what is returned means nothing."""
+    if temperature == 0:
+        return scores.argmax(-1)
+    tokens = torch.zeros(where.shape, dtype=torch.long, device=scores.device)
+    tokens[where] = draw((scores[where].double() / temperature).softmax(-1), top_p, generator)
+    return tokens
+
+
+def _log_likelihood(scores: Float[Tensor, "b n k"], tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+    scores = scores.float()
+    return scores.gather(2, tokens[..., None])[..., 0] - scores.logsumexp(-1)
+
+
+def _check_decoding(order: str, steps: int, temperature: float, top_p: float, remask: float) -> None:
+    if order not in get_args(Order):
+        raise ValueError(f"order {order!r}; wanted one of {', '.join(get_args(Order))}")
+    if steps < 1 or temperature < 0 or not 0 < top_p <= 1 or not 0 <= remask <= 1:
+        raise ValueError(
+            f"steps {steps}, temperature {temperature}, top_p {top_p}, remask {remask}; "
+            "wanted steps >= 1, temperature >= 0, 0 < top_p <= 1, 0 <= remask <= 1"
+        )
