@@ -56,7 +56,7 @@ def save_model(folder: Path, module: nn.Module, config: Any, meta: Mapping[str, 
         "meta": dict(meta or {}),
     }
     _settle(folder)
-    with _writing(folder):
+    with writing(folder):
         fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
         try:
             fresh.mkdir(parents=True)
@@ -135,7 +135,7 @@ def save_state(folder: Path, values: Mapping[str, Any], learners: Mapping[str, L
     name = f"step-{values['step']:09d}"
     if (target := folder / name).is_dir() and latest_state(folder) == target:
         return
-    with _writing(folder):
+    with writing(folder):
         fresh = folder / f".{name}.new"
         for leftover in (fresh, target):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -196,7 +196,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all: a temporary neighbour, fsync, and a rename."""
     fresh = path.with_name(f".{path.name}.new")
-    with _writing(path):
+    with writing(path):
         try:
             with fresh.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -215,7 +215,7 @@ def check_writable(folder: Path) -> None:
         SaveError: the folder cannot be made or written.
     """
     probe = folder / f".probe-{os.getpid()}"
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             probe.write_bytes(b"x")
@@ -308,8 +308,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns every failure to write into a ``SaveError`` that says where, why and what to do."""
+def writing(path: Path) -> Iterator[None]:
+    """Inside, turns every failure to write into a ``SaveError`` that says where, why and what to do."""
     try:
         yield
     except SaveError:

@@ -132,7 +132,7 @@ class Learner:
         sums: dict[str, Tensor] = {}
         parts = _split(batch, self.config.accumulate)
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=True):
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed_of(self.seed, self.name, self.step, self.processes.rank))
             for i, part in enumerate(parts):
                 share = len(part) / len(batch)

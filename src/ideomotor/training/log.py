@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ideomotor.extras import require
-from ideomotor.training.checkpoint import write_text
+from ideomotor.training.checkpoint import write_text, writing
 
 Mean = Callable[[Mapping[str, float]], dict[str, float]]
 
@@ -51,6 +51,7 @@ class Log:
         plain_seconds: float = 30.0,
     ) -> None:
         self.steps, self.start, self.every, self.main, self.mean = steps, start, every, main, mean
+        self._folder = folder
         self.console = console or Console()
         self.plain_seconds = plain_seconds
         self._began, self._before = time.monotonic(), seconds
@@ -86,11 +87,13 @@ class Log:
 
     def close(self) -> None:
         """Closes the files and the bar."""
-        for part in (self._rows, self._board):
-            if part is not None:
-                part.close()
         if self._bar is not None:
             self._bar.stop()
+        if self._rows is not None:
+            self._rows.close()
+        if self._board is not None:
+            with writing(self._folder / "tensorboard"):
+                self._board.close()
 
     def _write(self, step: int) -> None:
         means = self.mean({name: total / count for name, (total, count) in self._sums.items()})
@@ -101,11 +104,12 @@ class Log:
         if not self.main:
             return
         row = {"step": step, "seconds": round(self._before + now - self._began, 3), "steps_per_second": rate, **means}
-        self._rows.write(json.dumps(row) + "\n")
-        self._rows.flush()
+        with writing(self._folder / "metrics.jsonl"):
+            self._rows.write((json.dumps(row) + "\n").encode())
         if self._board is not None:
-            for name, value in (means | {"steps_per_second": rate}).items():
-                self._board.add_scalar(name, value, step)
+            with writing(self._folder / "tensorboard"):
+                for name, value in (means | {"steps_per_second": rate}).items():
+                    self._board.add_scalar(name, value, step)
         self._show(step, now, rate, _losses(means))
 
     def _show(self, step: int, now: float, rate: float, losses: str) -> None:
@@ -148,7 +152,7 @@ def _open_rows(path: Path, start: int) -> Any:
     if path.is_file():
         kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= start]
         write_text(path, "".join(line + "\n" for line in kept))
-    return path.open("a", encoding="utf-8")
+    return path.open("ab", buffering=0)  # no rest in a buffer that a full disk would bring up again at close
 
 
 def _step(line: str) -> float:

@@ -87,9 +87,14 @@ def caught_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught  # Python hands signals to the main thread alone
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    owner = os.getpid()
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked worker of the loader: Ctrl-C is the owner's matter, SIGTERM ends the worker
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         caught.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
@@ -100,6 +105,8 @@ def caught_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if caught:  # it came too late for the caller to see it: the handlers of before shall
+        os.kill(owner, caught[0])
 
 
 def reset_peak_rss() -> None:

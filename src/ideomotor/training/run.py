@@ -87,10 +87,12 @@ class Run:
         reset_peak_rss()
         if self.processes.is_main:
             check_writable(self.dir)
-            self._lock = _lock(self.dir)
-            if fresh:
-                _clear(self.dir)
-            self._guard({"seed": seed, "world_size": self.processes.world_size, "config": config})
+            with ExitStack() as undo:
+                self._lock = undo.enter_context(_lock(self.dir))
+                if fresh:
+                    _clear(self.dir)
+                self._guard({"seed": seed, "world_size": self.processes.world_size, "config": config})
+                undo.pop_all()  # from here on the lock is held until the run is left
         self.processes.wait()
         self._was_finished = self.finished
 
@@ -159,10 +161,10 @@ class Run:
                     self._save_state(learners)
                 for hook in hooks:
                     hook(self.step, metrics)
-                if self.step >= steps:
-                    return
                 if signum or self.step == self.pause_at:
                     raise Stopped(128 + signum if signum else 0)
+                if self.step >= steps:
+                    return
         raise ValueError(f"the data ended after {self.step} of {steps} steps; repeat the loader")
 
     def save(
