@@ -37,19 +37,19 @@ def bars(rows: Sequence[Bar], label: str, height: int = 12) -> str:
     gap = max(3, height // 3)
     total = len(rows) * (height + gap) - gap + 2
     marks = "".join(f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="{total}"/>' for x in (25, 50, 75))
-    drawn = []
+    fills, whiskers = [], []
     for i, row in enumerate(rows):
         top = 1 + i * (height + gap)
         middle, low, high = top + height / 2, 100 * row.low, 100 * row.high
-        whisker = "".join(
-            f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{middle - 3}" y2="{middle + 3}"/>' for x in (low, high)
-        )
-        drawn.append(
+        fills.append(
             f'<rect class="track" x="0" y="{top}" width="100%" height="{height}" rx="2"/>'
             f'<rect class="bar {row.kind}" x="0" y="{top}" width="{100 * row.share:.2f}%" height="{height}" rx="2"/>'
-            f'<g class="whisker"><line x1="{low:.2f}%" x2="{high:.2f}%" y1="{middle}" y2="{middle}"/>{whisker}</g>'
         )
-    inside = "".join(drawn) + marks
+        whisker = f'<line x1="{low:.2f}%" x2="{high:.2f}%" y1="{middle}" y2="{middle}"/>' + "".join(
+            f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{middle - 3}" y2="{middle + 3}"/>' for x in (low, high)
+        )
+        whiskers.append(f'<g class="halo">{whisker}</g><g class="whisker">{whisker}</g>')
+    inside = "".join(fills) + marks + "".join(whiskers)
     return f'<svg class="bars" role="img" aria-label="{escape(label)}" width="100%" height="{total}">{inside}</svg>'
 
 

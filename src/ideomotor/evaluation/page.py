@@ -23,7 +23,7 @@ from ideomotor.evaluation.statistics import Estimate
 if TYPE_CHECKING:
     from ideomotor.evaluation.report import Arm, Comparison, ImaginedClip, ReportData, RolloutVideo, Stage, TaskSuccess
 
-ARMS = {"pretrained": "With pre-training", "control": "Control"}
+ARMS = {"pretrained": "With pre-training", "control": "Without (control)"}
 """The two arms, in the order shown, and what the page calls them."""
 
 
@@ -92,17 +92,17 @@ def _result(data: ReportData) -> str:
     cards, rows = [], []
     for name, label in ARMS.items():
         arm = data.arms.get(name)
-        figure, under = "–", "not there yet"
+        figure, under = "–", ["not there yet"]
         if arm is not None and arm.mean is not None:
-            figure, under = say.percent(arm.mean.value), f"95% interval {say.span(arm.mean)}"
+            figure, under = say.percent(arm.mean.value), ["95% interval", say.span(arm.mean)]
             rows.append(charts.Bar(arm.mean.value, arm.mean.low, arm.mean.high, name))
         cards.append(_card(name, label, figure, under))
-    figure, under = "–", "needs both arms"
+    figure, under = "–", ["needs both arms"]
     if data.comparison is not None:
         gap = data.comparison.difference
         figure, under = (
             f"{say.points(gap.value)} points",
-            f"paired, 95% interval {say.points(gap.low)} to {say.points(gap.high)}",
+            ["paired, 95% interval", f"{say.points(gap.low)} to {say.points(gap.high)}"],
         )
     cards.append(_card("difference", "Difference", figure, under))
     sketch = ""
@@ -117,10 +117,14 @@ def _result(data: ReportData) -> str:
     return f'<div class="cards">{"".join(cards)}</div>{_verdict(data.comparison)}{sketch}{_how_sure(data)}'
 
 
-def _card(kind: str, label: str, figure: str, under: str) -> str:
+def _card(kind: str, label: str, figure: str, under: Sequence[str]) -> str:
+    """Returns one large figure; what follows its number is set small."""
+    number, _, unit = figure.partition(" ")
+    figure = say.escaped(number) + (f'<span class="unit"> {say.escaped(unit)}</span>' if unit else "")
+    parts = "".join(f"<span>{say.escaped(part)}</span> " for part in under)
     return (
         f'<div class="card {kind}"><div class="label">{say.escaped(label)}</div>'
-        f'<div class="figure">{say.escaped(figure)}</div><div class="under">{say.escaped(under)}</div></div>'
+        f'<div class="figure">{figure}</div><div class="under">{parts}</div></div>'
     )
 
 
@@ -170,21 +174,22 @@ def _imagination(data: ReportData) -> str:
         f"{say.decibel(still)}, pooled over {imagination.num_clips} clips of held-out episodes."
     )
     cards = (
-        _card("pretrained", "Imagination", say.decibel(ours), "moving-pixel PSNR, more is nearer")
-        + _card("control", "Repeating the last frame", say.decibel(still), "the same pixels")
-        + _card("difference", "Difference", f"{ours - still:+.1f} dB".replace("-", "−"), "")
+        _card("pretrained", "Imagination", say.decibel(ours), ["moving-pixel PSNR,", "more is nearer"])
+        + _card("control", "Repeating the last frame", say.decibel(still), ["the same pixels"])
+        + _card("difference", "Difference", f"{ours - still:+.1f} dB".replace("-", "−"), [])
     )
     clips = "".join(_clip(i, clip) for i, clip in enumerate(imagination.clips, start=1))
-    clips = f'<div class="clips">{clips}</div>' if clips else _not_yet("No clip was kept to be shown.")
+    lead = "<p>Context is what the model saw, truth what then happened, imagination what it foretold.</p>"
+    clips = f'{lead}<div class="clips">{clips}</div>' if clips else _not_yet("No clip was kept to be shown.")
     return f'<div class="cards">{cards}</div><p class="verdict">{say.escaped(said)}</p>{clips}'
 
 
 def _clip(number: int, clip: ImaginedClip) -> str:
     name = clip.text or f"clip {number}"
     shown = {
-        "Seen": (clip.context, ""),
-        "Happened": (clip.truth, "together"),
-        "Imagined": (clip.imagination, "together"),
+        "Context": (clip.context, ""),
+        "Truth": (clip.truth, "together"),
+        "Imagination": (clip.imagination, "together"),
     }
     videos = "".join(
         f"<figure>{_video(content, f'{label}: {name}', kind)}<figcaption>{label}</figcaption></figure>"
@@ -192,9 +197,9 @@ def _clip(number: int, clip: ImaginedClip) -> str:
     )
     facts = [say.escaped(clip.source)] if clip.source else []
     if clip.moving_psnr is not None:
-        facts.append(f"moving pixels {say.decibel(clip.moving_psnr)}")
-        if clip.repeat_last_moving_psnr is not None:
-            facts[-1] += f" (last frame repeated {say.decibel(clip.repeat_last_moving_psnr)})"
+        facts.append(f"{say.decibel(clip.moving_psnr)} on moving pixels")
+    if clip.repeat_last_moving_psnr is not None:
+        facts.append(f"last frame repeated {say.decibel(clip.repeat_last_moving_psnr)}")
     return (
         f'<article class="clip"><h3>{say.escaped(name)}</h3><div class="trio">{videos}</div>'
         f'<p class="note">{" · ".join(facts)}</p></article>'
@@ -207,7 +212,8 @@ def _tasks(arms: Mapping[str, Arm]) -> str:
     if not names:
         return _not_yet("No episode has been run yet; this comes after fine-tuning.")
     heads = "".join(
-        f'<th scope="col" class="number"><span class="key {arm}"></span>{ARMS[arm]}</th>' for arm in present
+        f'<th scope="col" role="columnheader" class="number"><span class="key {arm}"></span>{ARMS[arm]}</th>'
+        for arm in present
     )
     body = []
     for name in names:
@@ -216,13 +222,19 @@ def _tasks(arms: Mapping[str, Arm]) -> str:
             charts.Bar(row.successes / row.episodes, *row.interval, arm) for arm, row in rows.items() if row is not None
         ]
         label = f"{name}: " + "; ".join(f"{ARMS[bar.kind]} {say.percent(bar.share)}" for bar in drawn)
-        cells = "".join(f'<td class="number">{_count(row)}</td>' for row in rows.values())
+        cells = "".join(f'<td role="cell" class="number">{_count(row)}</td>' for row in rows.values())
         drawing = charts.bars(drawn, label)
-        body.append(f'<tr><th scope="row">{say.escaped(name)}</th><td class="drawn">{drawing}</td>{cells}</tr>')
+        body.append(
+            f'<tr role="row"><th scope="row" role="rowheader">{say.escaped(name)}</th>'
+            f'<td role="cell" class="drawn">{drawing}</td>{cells}</tr>'
+        )
+    # The roles say again what the tags say: on a phone rows are laid out as grids, and browsers then forget the tags.
     return (
-        "<table><caption>Success per task, with Wilson 95% intervals</caption><thead><tr>"
-        '<th scope="col">Task</th><th scope="col"><span class="ends"><span>0%</span><span>100%</span></span></th>'
-        f"{heads}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        '<table class="tasks" role="table"><caption>Success per task, with Wilson 95% intervals</caption>'
+        '<thead role="rowgroup"><tr role="row"><th scope="col" role="columnheader">Task</th>'
+        '<th scope="col" role="columnheader" class="drawn">'
+        '<span class="ends"><span>0%</span><span>100%</span></span></th>'
+        f'{heads}</tr></thead><tbody role="rowgroup">{"".join(body)}</tbody></table>'
     )
 
 
@@ -251,10 +263,11 @@ def _rollouts(videos: Sequence[RolloutVideo]) -> str:
             f'<span class="{ended[0]}">{ended[1]}</span> '
             f'<span class="small">{result.steps} steps · goal {result.goal}</span></figcaption></figure>'
         )
-    return "".join(
+    drawn = "".join(
         f'<div class="group"><h3>{say.escaped(task)}</h3><div class="rollouts">{"".join(items)}</div></div>'
         for task, items in groups.items()
     )
+    return f'<div class="groups">{drawn}</div>'
 
 
 def _training(data: ReportData) -> str:
@@ -275,7 +288,9 @@ def _training(data: ReportData) -> str:
         figures.append(
             f'<figure class="curve"><h3>{say.escaped(stage)}</h3>{drawing}<figcaption>{legend}</figcaption></figure>'
         )
-    return f'<div class="curves">{"".join(figures)}</div><p class="note">Across: optimizer steps. Up: the loss.</p>'
+    return f'<div class="curves">{"".join(figures)}</div>' + (
+        '<p class="note">Across: optimizer steps. Up: the loss, logarithmic where it spans 1 to 30 or more.</p>'
+    )
 
 
 def _cost(stages: Sequence[Stage]) -> str:
@@ -284,16 +299,16 @@ def _cost(stages: Sequence[Stage]) -> str:
     total, most = sum(stage.seconds for stage in stages), say.memory(max(stage.peak_rss_bytes for stage in stages))
     body = "".join(
         f'<tr><th scope="row">{say.escaped(stage.name)}{_small(stage.note)}</th>'
-        f'<td class="drawn">{_part(stage.seconds, total)}</td>'
+        f'<td class="drawn spare">{_part(stage.seconds, total)}</td>'
         f'<td class="number">{say.duration(stage.seconds)}</td>'
         f'<td class="number">{say.memory(stage.peak_rss_bytes)}</td></tr>'
         for stage in stages
     )
     return (
         '<table><caption>Time and memory of each stage</caption><thead><tr><th scope="col">Stage</th>'
-        '<th scope="col">Share</th><th scope="col" class="number">Time</th>'
+        '<th scope="col" class="spare">Share</th><th scope="col" class="number">Time</th>'
         '<th scope="col" class="number">Peak memory</th></tr></thead>'
-        f'<tbody>{body}</tbody><tfoot><tr><th scope="row">All</th><td></td>'
+        f'<tbody>{body}</tbody><tfoot><tr><th scope="row">All</th><td class="spare"></td>'
         f'<td class="number">{say.duration(total)}</td><td class="number">{most}</td></tr></tfoot></table>'
     )
 
