@@ -183,7 +183,7 @@ class _Reader:
             try:
                 self._tables[path] = Table(path, wanted)
             except damage() as error:
-                self._tables[path] = f"{path.relative_to(self.root)}: {said(error)}"
+                self._tables[path] = f"{path.relative_to(self.root)} {said(error)}"
         found = self._tables[path]
         if isinstance(found, str):
             raise Damaged(found)
