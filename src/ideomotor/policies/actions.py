@@ -51,7 +51,11 @@ class QuantileBins(nn.Module):
 def _quantile_edges(values: Float[Tensor, "n"], bins: int) -> tuple[Float[Tensor, "edges"], Float[Tensor, "bins"]]:
     ordered = values.sort().values
     picks = (torch.arange(1, bins) * len(ordered)) // bins
-    inner = ordered[picks].unique()
+    inner, times = ordered[picks].unique(return_counts=True)
+    # A value that fills several quantiles frees their edges: one of them closes its bin, just above it.
+    heavy = inner[(times > 1) | (inner == ordered[0])]
+    above = torch.searchsorted(ordered, heavy, right=True)
+    inner = torch.cat([inner, ordered[above[above < len(ordered)]]]).unique()
     inner = inner[inner > ordered[0]]  # an edge at the minimum would leave an empty first bin
     edges = torch.full((bins - 1,), float("inf"), dtype=values.dtype)
     edges[: len(inner)] = inner

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ideomotor.diffusion.discrete import cosine_ratio, mask_tokens, masked_cross_entropy
 from ideomotor.diffusion.samplers import parallel_decode
 from ideomotor.layers.conv import PixelStem, PixelStemConfig
+from ideomotor.layers.resampler import SpatialReadout
 from ideomotor.layers.token_groups import TokenGroups
 from ideomotor.layers.transformer import Cache, Transformer, TransformerConfig, repeat_cache
 from ideomotor.policies.actions import QuantileBins
@@ -31,6 +32,7 @@ class DiscreteDiffusionPolicyConfig:
         features: number and width of the foresight features; (0, 0) for a policy that looks at pixels only.
         state_width: dimensions of proprioception; 0 (the default) for images only.
         pixels: height and width of the frames.
+        squeeze, read_tokens: each grid (pixels, foresight) is read into that many tokens of the trunk.
         noisings: how many maskings of a chunk are trained on each computed prefix.
     """
 
@@ -41,9 +43,11 @@ class DiscreteDiffusionPolicyConfig:
     text_width: int = 384
     state_width: int = 0
     pixels: int = 96
+    squeeze: int = 32
+    read_tokens: int = 4
     noisings: int = 4
     stem: PixelStemConfig = field(default_factory=PixelStemConfig)
-    trunk: TransformerConfig = field(default_factory=lambda: TransformerConfig(width=192, layers=4, heads=4, dropout=0.1))
+    trunk: TransformerConfig = field(default_factory=lambda: TransformerConfig(width=192, layers=3, heads=4, dropout=0.1))
 
 
 class DiscreteDiffusionPolicy(nn.Module):
@@ -55,13 +59,12 @@ class DiscreteDiffusionPolicy(nn.Module):
         width = config.trunk.width
         self.bins = QuantileBins(config.bins, config.action_width)
         self.stem = PixelStem(config.stem)
-        self.pixels = nn.Linear(config.stem.width, width)
-        self.pixel_place = nn.Parameter(0.02 * torch.randn(self.stem.grid(config.pixels) ** 2, width))
+        places = self.stem.grid(config.pixels) ** 2
+        self.pixels = SpatialReadout(places, config.stem.widths[-1], config.squeeze, config.read_tokens, width)
         self.text = nn.Linear(config.text_width, width)
         count, feature_width = config.features
         if count:
-            self.foresight = nn.Sequential(nn.LayerNorm(feature_width), nn.Linear(feature_width, width))
-            self.foresight_place = nn.Parameter(0.02 * torch.randn(count, width))
+            self.foresight = SpatialReadout(count, feature_width, config.squeeze, config.read_tokens, width)
         if config.state_width:
             self.state = nn.Sequential(nn.Linear(config.state_width, width), nn.SiLU(), nn.Linear(width, width))
         self.actions = TokenGroups(config.action_width, config.bins, width)
@@ -81,12 +84,12 @@ class DiscreteDiffusionPolicy(nn.Module):
             raise ValueError(
                 f"frames of {frames.shape[-2]}x{frames.shape[-1]} came; this policy was trained on {config.pixels}x{config.pixels}"
             )
-        parts = [self.text(text)[:, None], self.pixels(self.stem(frames)) + self.pixel_place]
+        parts = [self.text(text)[:, None], self.pixels(self.stem(frames))]
         if config.features[0]:
             if features is None or tuple(features.shape[1:]) != config.features:
                 came = "none" if features is None else f"{tuple(features.shape[1:])}"
                 raise ValueError(f"foresight features {came} came; wanted {config.features}: use the predictor it was trained with")
-            parts.append(self.foresight(features) + self.foresight_place)
+            parts.append(self.foresight(features))
         if config.state_width:
             if state is None or state.shape[1] != config.state_width:
                 raise ValueError(f"this policy wants a state of width {config.state_width} and got {None if state is None else state.shape[1]}")

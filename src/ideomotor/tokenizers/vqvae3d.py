@@ -22,7 +22,8 @@ class VQVAE3DConfig:
 
     Attributes:
         strides: by how much time, height and width shrink; powers of two. A latent frame stands for ``strides[0]`` frames.
-        widths: channels after each halving; as many as the largest stride needs.
+        patch: how much of the strides is done first, by folding pixels into channels (cheap); the rest are halvings.
+        widths: channels of the first convolution and after each halving.
         blocks: residual blocks at the coarsest grid, on each side.
         codebook: "fsq" (fixed grid of codes, nothing to collapse) or "ema" (learned, restarts of unused codes).
         levels: FSQ's steps a channel; their product is the vocabulary.
@@ -32,7 +33,8 @@ class VQVAE3DConfig:
     """
 
     strides: tuple[int, int, int] = (4, 8, 8)
-    widths: tuple[int, ...] = (64, 128, 192)
+    patch: tuple[int, int, int] = (4, 4, 4)
+    widths: tuple[int, ...] = (128, 192)
     blocks: int = 2
     codebook: Literal["fsq", "ema"] = "fsq"
     levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -42,12 +44,25 @@ class VQVAE3DConfig:
     commitment: float = 0.25
 
     def __post_init__(self) -> None:
-        for stride in self.strides:
-            if stride < 1 or stride & (stride - 1):
-                raise ValueError(f"strides {self.strides} must be powers of two")
-        halvings = max(self.strides).bit_length() - 1
-        if len(self.widths) != halvings:
-            raise ValueError(f"strides {self.strides} need {halvings} halvings, and {len(self.widths)} widths were given")
+        for stride, patch in zip(self.strides, self.patch, strict=True):
+            if min(stride, patch) < 1 or stride & (stride - 1) or patch & (patch - 1) or patch > stride:
+                raise ValueError(f"strides {self.strides} and patch {self.patch} must be powers of two, no patch above its stride")
+        if len(self.widths) != len(self.halvings) + 1:
+            raise ValueError(
+                f"strides {self.strides} after patch {self.patch} need {len(self.halvings)} halvings, so "
+                f"{len(self.halvings) + 1} widths; {len(self.widths)} were given"
+            )
+
+    @property
+    def halvings(self) -> list[tuple[int, int, int]]:
+        """What is left of the strides after the patch, in steps of at most two an axis."""
+        left = [stride // patch for stride, patch in zip(self.strides, self.patch, strict=True)]
+        steps = []
+        while max(left) > 1:
+            step = (min(left[0], 2), min(left[1], 2), min(left[2], 2))
+            left = [rest // part for rest, part in zip(left, step, strict=True)]
+            steps.append(step)
+        return steps
 
 
 class VQVAE3D(nn.Module):
@@ -57,18 +72,16 @@ class VQVAE3D(nn.Module):
         super().__init__()
         self.config = config
         self.codebook = FSQ(config.levels) if config.codebook == "fsq" else EMACodebook(config.codes, config.code_width)
-        steps = _halvings(config.strides)
-        wide = config.widths[-1]
-        down: list[nn.Module] = []
-        channels = 3
-        for step, width in zip(steps, config.widths, strict=True):
-            down += [_strided(channels, width, step), nn.SiLU()]
-            channels = width
-        down += [_Residual(wide) for _ in range(config.blocks)] + [nn.SiLU(), nn.Conv3d(wide, self.codebook.width, 1)]
+        first, wide = config.widths[0], config.widths[-1]
+        folded = 3 * config.patch[0] * config.patch[1] * config.patch[2]
+        down: list[nn.Module] = [nn.Conv3d(folded, first, 1), _Residual(first)]
         up: list[nn.Module] = [nn.Conv3d(self.codebook.width, wide, 1)] + [_Residual(wide) for _ in range(config.blocks)]
-        for step, width in zip(reversed(steps), (*reversed(config.widths[:-1]), 3), strict=True):
-            up += [nn.SiLU(), _strided(channels, width, step, transposed=True)]
-            channels = width
+        for step, before, after in zip(config.halvings, config.widths[:-1], config.widths[1:], strict=True):
+            down += [nn.SiLU(), _strided(before, after, step)]
+        for step, before, after in zip(config.halvings[::-1], config.widths[:0:-1], config.widths[-2::-1], strict=True):
+            up += [nn.SiLU(), _strided(before, after, step, transposed=True)]
+        down += [_Residual(wide) for _ in range(config.blocks)] + [nn.SiLU(), nn.Conv3d(wide, self.codebook.width, 1)]
+        up += [_Residual(first), nn.SiLU(), nn.Conv3d(first, folded, 1)]
         self.encoder = nn.Sequential(*down).to(memory_format=torch.channels_last_3d)
         self.decoder = nn.Sequential(*up).to(memory_format=torch.channels_last_3d)
 
@@ -133,12 +146,15 @@ class VQVAE3D(nn.Module):
                 "take a window whose length is a multiple"
             )
         self.grid(*frames.shape[-2:])
-        pixels = rearrange(_scaled(frames), "b t c h w -> b c t h w").to(memory_format=torch.channels_last_3d)
-        return rearrange(self.encoder(pixels), "b d t h w -> b t h w d")
+        time, rows, columns = self.config.patch
+        folded = rearrange(_scaled(frames), "b (t x) c (h y) (w z) -> b (c x y z) t h w", x=time, y=rows, z=columns)
+        return rearrange(self.encoder(folded.contiguous(memory_format=torch.channels_last_3d)), "b d t h w -> b t h w d")
 
     def _paint(self, codes: Float[Tensor, "b latent h w d"]) -> Float[Tensor, "b t c h w"]:
-        latents = rearrange(codes, "b t h w d -> b d t h w").to(memory_format=torch.channels_last_3d)
-        return rearrange(self.decoder(latents), "b c t h w -> b t c h w")
+        time, rows, columns = self.config.patch
+        latents = rearrange(codes, "b t h w d -> b d t h w").contiguous(memory_format=torch.channels_last_3d)
+        folded = self.decoder(latents)
+        return rearrange(folded, "b (c x y z) t h w -> b (t x) c (h y) (w z)", x=time, y=rows, z=columns)
 
 
 class _Residual(nn.Module):
@@ -146,7 +162,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.GroupNorm(8, width), nn.SiLU(), nn.Conv3d(width, width // 2, (1, 3, 3), padding=(0, 1, 1)),
-            nn.GroupNorm(8, width // 2), nn.SiLU(), nn.Conv3d(width // 2, width, 1),
+            nn.GroupNorm(4, width // 2), nn.SiLU(), nn.Conv3d(width // 2, width, 1),
         )  # fmt: skip
 
     def forward(self, x: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b d t h w"]:
@@ -155,17 +171,6 @@ class _Residual(nn.Module):
 
 def _scaled(frames: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
     return frames.float() / 127.5 - 1
-
-
-def _halvings(strides: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-    """Splits strides into steps of at most two an axis: (4, 8, 8) is (2, 2, 2), (2, 2, 2), (1, 2, 2)."""
-    steps = []
-    left = list(strides)
-    while max(left) > 1:
-        step = [2 if stride > 1 else 1 for stride in left]
-        left = [stride // part for stride, part in zip(left, step, strict=True)]
-        steps.append((step[0], step[1], step[2]))
-    return steps
 
 
 def _strided(channels: int, width: int, step: tuple[int, int, int], transposed: bool = False) -> nn.Module:

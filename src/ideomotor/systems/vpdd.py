@@ -1,0 +1,234 @@
+"""VPDD: foretell video by discrete diffusion, learned from video without actions; then act on what is foretold.
+
+Source: "Learning an Actionable Discrete Diffusion Policy via Large-Scale Actionless Video Pre-Training" (2402.14407), in a fast
+form: masked tokens instead of 100 posterior steps, a plain transformer instead of the Perceiver, pixels of the policy's own.
+The way of the data can be read from top to bottom: tokenizer, pre-training, fine-tuning, acting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from ideomotor.data.transforms import colour_jitter, random_shift
+from ideomotor.data.windows import WindowConfig
+from ideomotor.layers.conv import PixelStemConfig
+from ideomotor.layers.transformer import TransformerConfig
+from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
+from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
+from ideomotor.tokenizers.vqvae3d import VQVAE3D, VQVAE3DConfig
+from ideomotor.training.optim import OptimConfig
+from ideomotor.types import Borrowed, Clip, Losses
+
+TextEncoder = Callable[[Sequence[str]], Float[Tensor, "b d"]]
+VIEW = "main"  # the one camera of this system, whatever a data set calls it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """How long and how a network is trained."""
+
+    steps: int
+    batch: int = 64
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    every: int = 1  # a window starts at every how many frames
+    save_every: int = 200
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.every, self.save_every) < 1:
+            raise ValueError(f"steps {self.steps}, batch {self.batch}, every {self.every}, save_every {self.save_every} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPDD:
+    """Everything about one VPDD: what it looks at, its networks, and its stages.
+
+    Attributes:
+        size: frames are squares of that many pixels.
+        window: what is seen, what is foretold, and how far apart frames are (in frames of the robot's data).
+        execute: actions of a chunk that are carried out before looking again.
+        action_steps: denoising passes for a chunk of actions.
+        imagine_steps: denoising passes for the tokens of an imagined video.
+        shift: pixels by which the policy's pictures are moved at random in training; jitter: strength of colour changes.
+        text: "sentence" (the packaged MiniLM) or "hashed" (no weights needed; for tests).
+    """
+
+    size: int = 96
+    window: WindowConfig = field(default_factory=lambda: WindowConfig(context=4, horizon=4, stride=4, chunk=8))
+    execute: int = 4
+    action_steps: int = 2
+    imagine_steps: int = 8
+    shift: int = 4
+    jitter: float = 0.1
+    text: str = "sentence"
+    tokenizer: VQVAE3DConfig = field(default_factory=VQVAE3DConfig)
+    predictor: DiscreteDiffusionPredictorConfig = field(default_factory=DiscreteDiffusionPredictorConfig)
+    policy: DiscreteDiffusionPolicyConfig = field(default_factory=DiscreteDiffusionPolicyConfig)
+    tokenizer_stage: Stage = field(default_factory=lambda: Stage(steps=600))
+    pretrain_stage: Stage = field(default_factory=lambda: Stage(steps=600))
+    finetune_stage: Stage = field(default_factory=lambda: Stage(steps=600))
+
+    def __post_init__(self) -> None:
+        window, per_latent = self.window, self.tokenizer.strides[0]
+        for name, frames, latents in (
+            ("context", window.context, self.predictor.context_latents),
+            ("horizon", window.horizon, self.predictor.latents),
+        ):
+            if frames != latents * per_latent:
+                raise ValueError(
+                    f"{name} {frames} frames is not {latents} latent frames of {per_latent}: change the window, the predictor's "
+                    "latents, or the tokenizer's strides"
+                )
+        if not 1 <= self.execute <= window.chunk or self.policy.chunk != window.chunk:
+            raise ValueError(
+                f"chunk is {window.chunk} in the window and {self.policy.chunk} in the policy (they must agree), and execute "
+                f"{self.execute} must lie in 1..chunk"
+            )
+        grid = (self.size // self.tokenizer.strides[1], self.size // self.tokenizer.strides[2])
+        if self.predictor.grid != grid or self.policy.pixels != self.size:
+            raise ValueError(
+                f"frames of {self.size} px give a grid of {grid}; the predictor has {self.predictor.grid} and the policy "
+                f"{self.policy.pixels} px: use the preset's sized() or set all of them"
+            )
+
+
+class VideoDenoising(nn.Module):
+    """Actionless clip -> tokens -> masked future tokens -> the tokens themselves."""
+
+    def __init__(self, predictor: DiscreteDiffusionPredictor, tokenizer: VQVAE3D, text: TextEncoder) -> None:
+        super().__init__()
+        self.predictor, self.tokenizer, self.text = predictor, Borrowed(tokenizer), text
+
+    def forward(self, clip: Clip) -> Losses:
+        """Returns the masked cross-entropy of the future."""
+        tokens = tokens_of(clip, self.tokenizer.module)  # b latent n
+        context = self.predictor.config.context_latents
+        return self.predictor.loss(tokens[:, :context], tokens[:, context:], self.text(clip.text).to(tokens.device))
+
+
+class ActionDenoising(nn.Module):
+    """Clip with actions -> foretold features, and pixels -> masked action tokens -> the actions themselves."""
+
+    def __init__(
+        self,
+        policy: DiscreteDiffusionPolicy,
+        predictor: DiscreteDiffusionPredictor | None,
+        tokenizer: VQVAE3D | None,
+        text: TextEncoder,
+        shift: int,
+        jitter: float,
+    ) -> None:
+        super().__init__()
+        self.policy, self.text, self.shift, self.jitter = policy, text, shift, jitter
+        self.predictor = None if predictor is None else Borrowed(predictor)
+        self.tokenizer = None if tokenizer is None else Borrowed(tokenizer)
+
+    def forward(self, clip: Clip) -> Losses:
+        """Returns the masked cross-entropy of the recorded actions."""
+        if clip.actions is None:
+            raise ValueError("a clip without actions came to fine-tuning: give demonstrations, not actionless video")
+        text = self.text(clip.text).to(clip.actions.device)
+        features = None
+        if self.predictor is not None and self.tokenizer is not None:
+            with torch.no_grad():
+                features = foresight(clip, self.tokenizer.module, self.predictor.module, text)
+        frames = colour_jitter(random_shift(clip.frames[VIEW], self.shift), self.jitter)
+        return self.policy.loss(frames, features, text, clip.actions, clip.action_mask, clip.proprio)
+
+
+def tokens_of(clip: Clip, tokenizer: VQVAE3D) -> Int[Tensor, "b latent n"]:
+    """Returns the clip's tokens, from the cache where it has them."""
+    if clip.tokens is not None:
+        return clip.tokens[VIEW].long()
+    return tokenizer.encode(clip.frames[VIEW])
+
+
+def foresight(
+    clip: Clip, tokenizer: VQVAE3D, predictor: DiscreteDiffusionPredictor, text: Float[Tensor, "b d"]
+) -> Float[Tensor, "b m d"]:
+    """Returns the predictor's features of the clip's context: one pass, before any future token is drawn."""
+    latents = predictor.config.context_latents
+    if clip.tokens is not None:
+        context = clip.tokens[VIEW][:, :latents].long()
+    else:
+        context = tokenizer.encode(clip.frames[VIEW][:, : latents * tokenizer.frames_per_latent])
+    return predictor.features(context, text)
+
+
+class VPDDAgent:
+    """Acts: frames and a sentence in, a chunk of actions out; and shows what it foresees."""
+
+    def __init__(
+        self,
+        config: VPDD,
+        policy: DiscreteDiffusionPolicy,
+        predictor: DiscreteDiffusionPredictor | None,
+        tokenizer: VQVAE3D | None,
+        text: TextEncoder,
+    ) -> None:
+        self.config, self.policy, self.predictor, self.tokenizer, self.text = config, policy, predictor, tokenizer, text
+        for module in (policy, predictor, tokenizer):
+            if module is not None:
+                module.eval()
+
+    @torch.inference_mode()
+    def act(self, context: Clip) -> Float[Tensor, "b chunk action"]:
+        """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.finetune_stage.optim.bf16):
+            text = self.text(context.text)
+            features = None
+            if self.predictor is not None and self.tokenizer is not None:
+                features = foresight(context, self.tokenizer, self.predictor, text)
+            return self.policy.sample(context.frames[VIEW], features, text, context.proprio, steps=self.config.action_steps).float()
+
+
+@torch.inference_mode()
+def imagine(
+    config: VPDD,
+    tokenizer: VQVAE3D,
+    predictor: DiscreteDiffusionPredictor,
+    frames: UInt8[Tensor, "b t c h w"],
+    text: Float[Tensor, "b d"],
+    rounds: int = 1,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> UInt8[Tensor, "b t c h w"]:
+    """Returns imagined frames after the given context frames; each further round goes on from the last one's tokens."""
+    tokenizer.eval(), predictor.eval()
+    latents = predictor.config.context_latents
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.pretrain_stage.optim.bf16):
+        tokens = tokenizer.encode(frames[:, -latents * tokenizer.frames_per_latent :])
+        for _ in range(rounds):
+            future = predictor.sample(tokens[:, -latents:], text, config.imagine_steps, temperature, generator)
+            tokens = torch.cat([tokens, future], 1)
+        return tokenizer.decode(tokens[:, latents:], predictor.config.grid)
+
+
+def fast() -> VPDD:
+    """The default: minutes on two cores; what the quickstart trains."""
+    return VPDD()
+
+
+def tiny() -> VPDD:
+    """Seconds on one core; for tests and for trying a pipeline out. It learns, but not well."""
+    trunk = TransformerConfig(width=32, layers=2, heads=2)
+    stage = Stage(steps=20, batch=8, optim=OptimConfig(lr=2e-3, warmup=4), every=4, save_every=5)
+    return VPDD(
+        size=32,
+        text="hashed",
+        tokenizer=VQVAE3DConfig(widths=(16, 16), blocks=1, levels=(5, 5, 5)),
+        predictor=DiscreteDiffusionPredictorConfig(vocab=125, grid=(4, 4), trunk=trunk),
+        policy=DiscreteDiffusionPolicyConfig(
+            bins=16, features=(4, 32), pixels=32, squeeze=8, read_tokens=2, noisings=2,
+            stem=PixelStemConfig(widths=(16, 16)), trunk=replace(trunk, dropout=0.0),
+        ),
+        tokenizer_stage=stage, pretrain_stage=stage, finetune_stage=stage,
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Callable[[], VPDD]] = {"fast": fast, "tiny": tiny}

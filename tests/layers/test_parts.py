@@ -1,0 +1,50 @@
+"""Stem, readout, token groups, text."""
+
+import pytest
+import torch
+from ideomotor.layers.conv import PixelStem, PixelStemConfig
+from ideomotor.layers.resampler import SpatialReadout
+from ideomotor.layers.text import HashedWords, SentenceEncoder
+from ideomotor.layers.token_groups import TokenGroups
+
+
+def test_the_stem_gives_its_grid_of_tokens() -> None:
+    stem = PixelStem(PixelStemConfig(frames=2, widths=(16, 24)))
+    frames = torch.randint(0, 256, (3, 4, 3, 32, 32), dtype=torch.uint8)
+    assert stem(frames).shape == (3, stem.grid(32) ** 2, 24)
+    changed = frames.clone()
+    changed[:, :2] = 0  # only the two newest frames count
+    assert torch.equal(stem(frames), stem(changed))
+    with pytest.raises(ValueError, match="looks at 2 frames and got 1"):
+        stem(frames[:, :1])
+
+
+def test_a_readout_tells_where_things_are() -> None:
+    torch.manual_seed(0)
+    readout = SpatialReadout(count=9, width=8, squeeze=4, tokens=2, out=5)
+    x = torch.randn(1, 9, 8)
+    assert readout(x).shape == (1, 2, 5)
+    assert not torch.allclose(readout(x), readout(x.flip(1)))
+
+
+def test_token_groups_know_their_places() -> None:
+    groups = TokenGroups(group=3, vocab=5, width=16)
+    tokens = torch.tensor([[[0, 1, 2]], [[2, 1, 0]]])
+    embedded = groups.embed(tokens)
+    assert not torch.allclose(embedded[0], embedded[1])  # same ids, other places
+    logits = groups.logits(embedded)
+    assert logits.shape == (2, 1, 3, 5) and torch.equal(logits, torch.zeros_like(logits))  # starts uniform
+    assert groups.embed(torch.full((1, 2, 3), groups.mask_id)).shape == (1, 2, 16)
+
+
+@pytest.mark.parametrize("make", [SentenceEncoder, HashedWords])
+def test_text_encoders(make: type) -> None:
+    if make is SentenceEncoder:
+        pytest.importorskip("transformers", reason="the text extra is not installed")
+    encode = make()
+    vectors = encode(["open the drawer", "press the button", "", "open the drawer"])
+    assert vectors.shape == (4, encode.width)
+    torch.testing.assert_close(vectors[[0, 1]].norm(dim=1), torch.ones(2))
+    assert vectors[2].abs().max() == 0
+    assert torch.equal(vectors[0], vectors[3]) and torch.equal(vectors[0], make()(["open the drawer"])[0])
+    assert vectors[0] @ vectors[1] < 0.9

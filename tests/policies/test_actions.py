@@ -1,0 +1,48 @@
+"""Quantile bins: round trips, repeated values, bad input."""
+
+import pytest
+import torch
+from ideomotor.policies.actions import QuantileBins
+
+
+def test_round_trip_error_is_small_and_extremes_survive(generator: torch.Generator) -> None:
+    actions = torch.randn(4000, 3, generator=generator)
+    bins = QuantileBins(48, 3).fit(actions)
+    ids = bins.encode(actions)
+    assert ids.min() == 0 and ids.max() == 47
+    counts = torch.bincount(ids[:, 0], minlength=48)
+    assert counts.min() > 60 and counts.max() < 110  # equally filled: 4000 / 48 = 83
+    assert (bins.decode(ids) - actions).abs().mean() < 0.06
+    assert torch.equal(bins.encode(bins.decode(ids)), ids)
+    assert torch.equal(bins.encode(torch.tensor([[-99.0, 0.0, 99.0]]))[0, [0, 2]], torch.tensor([0, 47]))
+
+
+def test_a_value_that_fills_many_quantiles_comes_back_exactly(generator: torch.Generator) -> None:
+    gripper = torch.where(torch.rand(1000, 1, generator=generator) < 0.7, 1.0, -1.0)
+    bins = QuantileBins(48, 1).fit(gripper)
+    assert torch.equal(bins.decode(bins.encode(gripper)), gripper)
+    mixed = torch.cat([gripper, torch.linspace(-0.5, 0.5, 200)[:, None]])
+    bins = QuantileBins(48, 1).fit(mixed)
+    assert torch.equal(bins.decode(bins.encode(gripper)), gripper)
+
+
+def test_brute_force_assignment(generator: torch.Generator) -> None:
+    actions = torch.randn(97, 1, generator=generator)
+    bins = QuantileBins(8, 1).fit(actions)
+    ordered = actions[:, 0].sort().values
+    edges = [float(ordered[97 * k // 8]) for k in range(1, 8)]
+    for value, got in zip(actions[:, 0].tolist(), bins.encode(actions)[:, 0].tolist(), strict=True):
+        assert got == sum(value >= edge for edge in edges)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (torch.zeros(0, 3), "at least one row of 3"),
+        (torch.zeros(5, 4), "wanted at least one row of 3"),
+        (torch.tensor([[0.0, float("nan"), 0.0]]), "action 0 holds a value that is not finite"),
+    ],
+)
+def test_bad_actions_are_refused(actions: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QuantileBins(8, 3).fit(actions)

@@ -1,0 +1,81 @@
+"""The action model: overfits a batch, ignores what it must, refuses what does not fit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from ideomotor.layers.conv import PixelStemConfig
+from ideomotor.layers.transformer import TransformerConfig
+from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
+
+CONFIG = DiscreteDiffusionPolicyConfig(
+    action_width=2, chunk=3, bins=8, features=(4, 6), text_width=5, state_width=2, pixels=16, squeeze=4, read_tokens=2,
+    noisings=2, stem=PixelStemConfig(patch=2, widths=(8, 16)), trunk=TransformerConfig(width=32, layers=2, heads=2),
+)  # fmt: skip
+
+
+@pytest.fixture
+def policy() -> DiscreteDiffusionPolicy:
+    torch.manual_seed(0)
+    model = DiscreteDiffusionPolicy(CONFIG)
+    model.bins.fit(torch.randn(500, 2, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def batch(n: int = 8) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(2)
+    return {
+        "frames": torch.randint(0, 256, (n, 1, 3, 16, 16), dtype=torch.uint8, generator=g),
+        "features": torch.randn(n, 4, 6, generator=g),
+        "text": torch.randn(n, 5, generator=g),
+        "state": torch.randn(n, 2, generator=g),
+    }
+
+
+def test_it_overfits_one_batch_and_decodes_it(policy: DiscreteDiffusionPolicy, generator: torch.Generator) -> None:
+    seen, actions = batch(), torch.randn(8, 3, 2, generator=generator)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
+    for _ in range(200):
+        losses = policy.loss(**seen, actions=actions, generator=generator)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+    assert losses.terms["cross_entropy"] < 0.1
+    wanted = policy.bins.decode(policy.bins.encode(actions))
+    for steps in (1, 2, 6):
+        assert torch.equal(policy.sample(**seen, steps=steps), wanted)
+
+
+def test_actions_past_the_end_do_not_count(policy: DiscreteDiffusionPolicy) -> None:
+    seen, actions = batch(), torch.zeros(8, 3, 2)
+    mask = torch.ones(8, 3, dtype=torch.bool)
+    mask[:, 1:] = False
+    other = actions.clone()
+    other[:, 1:] = 2.0  # nonsense after the end
+    logits = []
+    for given in (actions, other):
+        x0 = policy.bins.encode(given)
+        logits.append(x0[:, 0])
+        losses = policy.loss(**seen, actions=given, mask=torch.zeros_like(mask), generator=torch.Generator().manual_seed(0))
+        assert losses.total == 0
+    assert torch.equal(logits[0], logits[1])
+
+
+def test_what_does_not_fit_is_refused(policy: DiscreteDiffusionPolicy) -> None:
+    seen = batch()
+    with pytest.raises(ValueError, match="8 actions of width 2 came; this policy foretells 3"):
+        policy.loss(**seen, actions=torch.zeros(8, 8, 2))
+    with pytest.raises(ValueError, match="frames of 8x8 came; this policy was trained on 16x16"):
+        policy.sample(**seen | {"frames": seen["frames"][..., :8, :8]})
+    with pytest.raises(ValueError, match="foresight features none came"):
+        policy.sample(**seen | {"features": None})
+    with pytest.raises(ValueError, match="state of width 2 and got None"):
+        policy.sample(**seen | {"state": None})
+
+
+def test_images_only_policies_have_no_state_and_no_foresight() -> None:
+    policy = DiscreteDiffusionPolicy(replace(CONFIG, features=(0, 0), state_width=0))
+    names = [name for name, _ in policy.named_parameters()]
+    assert not any(name.startswith(("state", "foresight")) for name in names)
+    seen = batch(2)
+    assert policy.sample(seen["frames"], None, seen["text"]).shape == (2, 3, 2)

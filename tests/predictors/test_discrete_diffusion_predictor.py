@@ -1,0 +1,69 @@
+"""The video predictor: shapes, no leak, learns, and decodes what it learned."""
+
+import pytest
+import torch
+from ideomotor.layers.transformer import TransformerConfig
+from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
+
+CONFIG = DiscreteDiffusionPredictorConfig(
+    vocab=11, grid=(4, 6), text_width=8, text_dropout=0.0, trunk=TransformerConfig(width=32, layers=2, heads=2)
+)
+
+
+@pytest.fixture
+def predictor() -> DiscreteDiffusionPredictor:
+    torch.manual_seed(0)
+    model = DiscreteDiffusionPredictor(CONFIG)
+    torch.nn.init.normal_(model.future.head.weight, std=0.1)
+    return model
+
+
+def test_tokens_keep_their_places_through_patches(predictor: DiscreteDiffusionPredictor) -> None:
+    """Logits come out at the position whose token went in: a one-hot read-out of the embedding finds each token again."""
+    tokens = torch.arange(24)[None, None] % 11
+    patches = predictor._patches(tokens)
+    assert patches.shape == (1, 6, 4)
+    assert patches[0, 0].tolist() == [0, 1, 6, 7]  # rows 0-1, columns 0-1 of the 4 x 6 grid, ids 0..23 modulo 11
+    wide = torch.randn(1, 6, 4 * 11)
+    predictor.future.logits = lambda features: wide.view(1, 6, 4, 11)  # type: ignore[method-assign]
+    cache, seen = predictor.observe(tokens, torch.zeros(1, 8))
+    logits = predictor.logits(tokens[:, 0], seen, cache)
+    for row in range(4):
+        for column in range(6):
+            patch, inside = (row // 2) * 3 + column // 2, (row % 2) * 2 + column % 2
+            assert torch.equal(logits[0, row * 6 + column], wide.view(6, 4, 11)[patch, inside])
+
+
+def test_the_past_never_sees_the_future(predictor: DiscreteDiffusionPredictor) -> None:
+    context, text = torch.randint(0, 11, (2, 1, 24)), torch.randn(2, 8)
+    cache, _ = predictor.observe(context, text)
+    for entry in cache:
+        assert entry.key.shape[2] == 1 + 6  # text and the observed patches only
+    features = predictor.features(context, text)
+    assert features.shape == (2, *predictor.feature_shape)
+
+
+def test_it_learns_a_rule_and_samples_it(predictor: DiscreteDiffusionPredictor, generator: torch.Generator) -> None:
+    """future = context + shift(text): learned from random context, decoded right in 1 and in 4 passes."""
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=3e-3)
+
+    def batch(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        context = torch.randint(0, 11, (n, 1, 24), generator=generator)
+        shift = torch.randint(0, 2, (n,), generator=generator)
+        return context, (context + 1 + 2 * shift[:, None, None]) % 11, torch.nn.functional.one_hot(shift, 8).float()
+
+    for _ in range(300):
+        losses = predictor.loss(*batch(32), generator=generator)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+    context, future, text = batch(16)
+    for steps in (1, 4):
+        assert (predictor.sample(context, text, steps) == future).float().mean() > 0.95
+
+
+def test_wrong_tokens_are_refused(predictor: DiscreteDiffusionPredictor) -> None:
+    with pytest.raises(ValueError, match="1 observed latent frames of 24 tokens and got 2 of 24"):
+        predictor.features(torch.zeros(1, 2, 24, dtype=torch.long), torch.zeros(1, 8))
+    with pytest.raises(ValueError, match="does not divide into patches"):
+        DiscreteDiffusionPredictorConfig(grid=(5, 4))
