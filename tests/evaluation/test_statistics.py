@@ -134,3 +134,15 @@ def test_all_alike_has_no_width():
 def test_errors_say_what_was_wanted(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_the_same_policy_twice_rarely_looks_different():
+    """Arms alike, each task with some luck of its own: about one interval in twenty may leave out zero."""
+    rng = np.random.Generator(np.random.Philox(key=4))
+    alarms = 0
+    for _ in range(200):
+        rates = np.clip(rng.beta(1.2, 0.8, size=(1, 5, 1)) + 0.1 * rng.standard_normal((2, 1, 5, 1)), 0, 1)
+        ours, control = (rng.random((2, 1, 5, 20)) < rates).astype(float).tolist()
+        gap = paired_difference(ours, control, resamples=400)
+        alarms += gap.low > 0 or gap.high < 0
+    assert alarms <= 200 * 0.08
