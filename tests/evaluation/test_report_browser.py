@@ -182,7 +182,7 @@ def test_texts_cannot_break_out_nor_overflow(browser, playable_report, tmp_path)
 def test_the_policy_refuses_what_the_page_does_not_hold(browser, page):
     show(browser, page)
     browser.execute_async_script(
-        "const i = new Image(); i.onerror = () => arguments[0](); i.src = 'http://127.0.0.1:9/x'; document.body.append(i)"
+        "const image = new Image(); image.onerror = () => arguments[0](); image.src = 'http://127.0.0.1:9/x';"
     )
     assert any("Content Security Policy" in line for line in console(browser))
     assert asked_for(browser) == [("http://127.0.0.1:9/x", "csp")]
