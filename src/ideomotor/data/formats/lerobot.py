@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ideomotor.data.formats import lerobot_layout as layout
-from ideomotor.data.formats.lerobot_tables import Damaged, Table, damage, said
+from ideomotor.data.formats.lerobot_tables import CHECKED, Damaged, Table, damage, said
 from ideomotor.data.formats.lerobot_writer import LeRobotWriter
 from ideomotor.data.video import VideoError, VideoFrames, VideoInfo, probe
 from ideomotor.extras import require
@@ -124,7 +124,7 @@ class _Reader:
         for path in sorted((self.root / "meta/episodes").glob("*/*.parquet")):
             try:
                 names = [name for name in parquet.read_schema(path).names if not name.startswith("stats/")]
-                rows = parquet.read_table(path, columns=names, use_threads=False).to_pylist()
+                rows = parquet.read_table(path, columns=names, **CHECKED).to_pylist()
             except damage() as error:
                 self.leave_out(str(path.relative_to(self.root)), f"its episodes are unknown: {said(error)}")
                 continue

@@ -18,6 +18,8 @@ from ideomotor.data.formats.lerobot_stats import column_stats, image_stats
 from ideomotor.extras import require
 
 MEBIBYTE = 1024**2
+# Checksums, because a flipped bit in an action would otherwise be read as another action.
+PARQUET: dict[str, Any] = {"compression": "snappy", "write_page_checksum": True}
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -155,7 +157,7 @@ class _Assembly:
         for place, numbers in self._files(sizes, self.recording.data_file_mb):
             path = self._path(layout.DATA_PATH, place)
             # One row group an episode: a reader fetches the actions of one without touching the others.
-            with parquet.ParquetWriter(path, schema, compression="snappy", use_dictionary=True) as writer:
+            with parquet.ParquetWriter(path, schema, **PARQUET) as writer:
                 for number in numbers:
                     columns = self._columns(number)
                     arrays = [layout.to_arrow(columns[field.name], field.type) for field in schema]
@@ -221,7 +223,7 @@ class _Assembly:
 
     def _write_table(self, name: str, table: Any) -> None:
         parquet = require("pyarrow.parquet", "video")
-        self._save(name, lambda path: parquet.write_table(table, path, compression="snappy"))
+        self._save(name, lambda path: parquet.write_table(table, path, **PARQUET))
 
     def _write_json(self, name: str, content: Any) -> None:
         text = json.dumps(content, indent=4, ensure_ascii=False)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 
+# One thread: loader workers bring the parallelism. Checksums are compared where the file has them; ours have.
+CHECKED: dict[str, Any] = {"use_threads": False, "page_checksum_verification": True}
+
+
 class Damaged(ValueError):
     """Why one episode is left out."""
 
@@ -27,7 +31,7 @@ class Table:
         self.path, self._mtime_ns = path, path.stat().st_mtime_ns
         parquet = require("pyarrow.parquet", "video")
         names = [name for name in parquet.read_schema(path).names if name in wanted]
-        self._table = parquet.read_table(path, columns=names, use_threads=False)
+        self._table = parquet.read_table(path, columns=names, **CHECKED)
         self._episode_of_row = _numbers(self._table.column("episode_index"), 1)[:, 0]
 
     def has(self, name: str) -> bool:
@@ -81,14 +85,21 @@ class ColumnReader:
 
 @lru_cache(maxsize=4096)
 def _read_rows(rows: ColumnReader) -> np.ndarray:
+    metadata, starts = _row_groups(rows.path, rows.mtime_ns)
+    last = rows.first + rows.length
+    groups = range(int(np.searchsorted(starts, rows.first, "right")) - 1, int(np.searchsorted(starts, last, "left")))
     parquet = require("pyarrow.parquet", "video")
-    with parquet.ParquetFile(rows.path) as file:
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-        starts = np.cumsum([0, *sizes])
-        last = rows.first + rows.length
-        groups = [group for group in range(len(sizes)) if starts[group] < last and starts[group + 1] > rows.first]
-        column = file.read_row_groups(groups, columns=[rows.name], use_threads=False).column(rows.name)
+    with parquet.ParquetFile(rows.path, metadata=metadata, page_checksum_verification=True) as file:
+        column = file.read_row_groups(list(groups), columns=[rows.name], use_threads=False).column(rows.name)
     return _numbers(column.slice(rows.first - int(starts[groups[0]]), rows.length), rows.width).astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _row_groups(path: Path, mtime_ns: int) -> tuple[Any, np.ndarray]:
+    """Returns a file's table of contents, which grows with its row groups, and the first row of each."""
+    metadata = require("pyarrow.parquet", "video").read_metadata(path)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return metadata, np.cumsum([0, *sizes])
 
 
 def _numbers(column: pyarrow.ChunkedArray, width: int) -> np.ndarray:
