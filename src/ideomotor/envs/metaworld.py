@@ -30,8 +30,8 @@ class MetaWorldConfig:
         size: side of the square pictures, in pixels.
         crop: "vpdd" narrows corner2 to the middle 260 of 480 px that VPDD looks at (other cameras stay whole); None
             shows all.
-        look: "fast" leaves out shadows, reflections and multisampling and averages 2 x 2 pixels instead; "default" is
-            Meta-World's own look, about ten times slower.
+        look: "fast" leaves out shadows and reflections, simplifies surfaces where no pixel tells, and averages 2 x 2
+            pixels instead of multisampling; "default" is Meta-World's own look, more than ten times slower.
         horizon: steps after which an episode is truncated.
         goals: the split that ``reset`` draws from where no goal is named.
         goal_seed: seed of the task's 50 goals.
