@@ -69,6 +69,7 @@ def show(browser, page, width=1280, *, dark=False, still=False):
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600},
     )
+    browser.get("about:blank")  # ends the page before, whose videos' controls may still be loading their icons
     for log in ("browser", "performance"):
         browser.get_log(log)  # reading empties it
     browser.get(page.as_uri())
@@ -83,11 +84,13 @@ def asked_for(browser):
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
     refused = {e["params"]["requestId"]: e["params"] for e in events if e["method"] == "Network.loadingFailed"}
-    assert requests[0]["request"]["url"].startswith("file://"), "the log must at least hold the page itself"
+    rest = [request for request in requests if not request["request"]["url"].startswith("data:")]
+    own = [request for request in rest if request["request"]["url"] == browser.current_url]
+    assert len(own) == 1, "the log must hold the page itself, once"
     return [
         (request["request"]["url"], refused.get(request["requestId"], {}).get("blockedReason"))
-        for request in requests[1:]
-        if not request["request"]["url"].startswith("data:")
+        for request in rest
+        if request is not own[0]
     ]
 
 
