@@ -160,14 +160,22 @@ def test_goals_marker_is_visible_and_moves_with_the_goal(open_world):
     assert min(np.abs(one - other).max() for one, other in itertools.pairwise(places)) > 0.02
 
 
-def test_cameras_are_separate_pictures_and_share_one_context(open_world):
+def test_simplified_surfaces_do_not_show(open_world, monkeypatch):
+    simple, full = open_world("door-open"), open_world("door-open")
+    seen = simple.reset(options={"goal": 1})[0]["frames"]["corner2"].astype(float)
+    monkeypatch.setattr(metaworld_render, "_NEAR", ("corner2",))  # near cameras see every triangle
+    wanted = full.reset(options={"goal": 1})[0]["frames"]["corner2"]
+    assert 0 < np.abs(seen - wanted).mean() < 0.4  # of 255
+
+
+def test_cameras_are_separate_pictures_and_share_contexts(open_world):
     env, other = open_world(size=16, cameras=("corner2", "topview", "gripperPOV")), open_world(size=16)
     frames = env.reset(options={"goal": 0})[0]["frames"]
     assert list(frames) == ["corner2", "topview", "gripperPOV"]
     assert not np.array_equal(frames["corner2"], frames["topview"])
     same = other.reset(options={"goal": 0})[0]["frames"]["corner2"]
     np.testing.assert_array_equal(same, frames["corner2"])
-    assert len(metaworld_render._canvases) == 1
+    assert len(metaworld_render._canvases) == 2  # one for all that is far, one for what is near the robot
 
 
 @pytest.mark.parametrize(
