@@ -55,7 +55,7 @@ def test_killed_and_run_again_equals_never_killed(tmp_path: Path, when: int) -> 
     """SIGKILL before the first state is saved (step 1), and between two (saved each 3 steps)."""
     steps = 8
     with subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(tmp_path / "b"), str(steps), "0.2"], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(SCRIPT), str(tmp_path / "b"), str(steps), str(when)], stdout=subprocess.PIPE, text=True
     ) as child:
         for line in child.stdout:
             if line.startswith(f"step {when}"):
@@ -72,7 +72,7 @@ def test_killed_and_run_again_equals_never_killed(tmp_path: Path, when: int) -> 
 
 def test_sigterm_saves_and_exits_with_143(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(tmp_path), "1000", "0.02"], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(SCRIPT), str(tmp_path), "100000"], stdout=subprocess.PIPE, text=True
     ) as child:
         for line in child.stdout:
             if line.startswith("step 2"):
@@ -217,6 +217,8 @@ def test_the_average_is_what_is_saved(tmp_path: Path) -> None:
         assert same(plain, last) and same(model.state_dict(), last)
         assert same(averaged, {name.removeprefix("model."): value for name, value in learner.average.tensors.items()})
         assert not same(averaged, plain)
+        with pytest.raises(ValueError, match="give the model another name than 'state'"):
+            run.save(model, ToyConfig(), "state")
         assert same(run.load(Toy, ToyConfig, tmp_path / "averaged").state_dict(), averaged)
     assert read_model_info(tmp_path / "averaged")["meta"] == {"run": {"seed": 0, "steps": 3}, "data": "toy"}
 

@@ -1,6 +1,6 @@
 """A toy stage with everything that makes resume hard: dropout, noise, batch norm, averages, accumulation, two learners.
 
-As a script: ``python toy_stage.py FOLDER STEPS [SECONDS_PER_STEP]`` trains it and prints its progress.
+As a script: ``python toy_stage.py FOLDER STEPS [HANG_AT]`` prints each step, and after step HANG_AT waits to be killed.
 """
 
 from __future__ import annotations
@@ -97,12 +97,13 @@ def stage(folder: Path, config: StageConfig, hooks=(), **settings) -> dict[str, 
         return {f"{one.name}.{k}": v.clone() for one in learners for k, v in one.state().tensors.items()}
 
 
-def main(folder: str, steps: str, seconds: str = "0") -> None:
-    def slow(step: int, metrics: Mapping[str, float]) -> None:
+def main(folder: str, steps: str, hang_at: str = "0") -> None:
+    def tell(step: int, metrics: Mapping[str, float]) -> None:
         print("step", step, flush=True)
-        time.sleep(float(seconds))
+        if step == int(hang_at):
+            time.sleep(600)
 
-    stage(Path(folder), StageConfig(steps=int(steps)), hooks=[slow], save_steps=3)
+    stage(Path(folder), StageConfig(steps=int(steps)), hooks=[tell], save_steps=3)
 
 
 if __name__ == "__main__":

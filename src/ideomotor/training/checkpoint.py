@@ -80,7 +80,7 @@ def read_model_info(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} holds no saved model (no config.json): give the folder that a stage has saved"
         )
-    about = _read_json(path)
+    about = read_json(path)
     _check_format(about, path)
     return about
 
@@ -179,7 +179,7 @@ def load_state(folder: Path) -> tuple[dict[str, Any], dict[str, LearnerState]] |
         raise ValueError(
             f"{folder / 'latest'} points at {latest.name}, which is not there: remove {folder} to train from the start"
         )
-    values = _read_json(path)
+    values = read_json(path)
     _check_format(values, path)
     learners = {
         name: LearnerState(_read_tensors(latest / f"learner-{index}.safetensors"), described)
@@ -245,7 +245,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -319,7 +324,7 @@ def writing(path: Path) -> Iterator[None]:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text
         way_out = "free some space" if full else "choose another --out, or make it writable"
         raise SaveError(
-            getattr(error, "errno", None) or errno.EIO,
+            errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO,
             f"cannot write {path}: {text}. What was saved before is intact; {way_out} and run the same command again",
         ) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -19,7 +18,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ideomotor.training.checkpoint import check_writable, load_model, load_state, save_model, save_state, write_json
+from ideomotor.training.checkpoint import (
+    check_writable,
+    load_model,
+    load_state,
+    read_json,
+    save_model,
+    save_state,
+    write_json,
+)
 from ideomotor.training.config import config_to_json, differences
 from ideomotor.training.learner import Learner, LearnerState, check_ownership
 from ideomotor.training.log import Log
@@ -173,8 +180,14 @@ class Run:
         """Saves a model as ``<dir>/<name>`` and returns that folder.
 
         Where its learner keeps averaged weights, these are saved; ``averaged=False`` saves the last ones.
+
+        Raises:
+            SaveError: the disk is full, or the folder may not be written.
+            ValueError: something else has that name ("state", "tensorboard", a file of yours).
         """
         folder = self.dir / name
+        if folder.exists() and not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} is there and holds no saved model: give the model another name than {name!r}")
         with ExitStack() as stack:
             for learner in self.learners.values() if averaged else ():
                 stack.enter_context(learner.averaged())
@@ -262,7 +275,7 @@ class Run:
             settings["config"] = config_to_json(settings["config"])
         path = self.dir / "run.json"
         if path.is_file():
-            self._check_same(json.loads(path.read_text(encoding="utf-8")), settings)
+            self._check_same(read_json(path), settings)
         else:
             write_json(path, settings)
 
