@@ -8,12 +8,64 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ideomotor.diffusion.discrete import uniform
+from ideomotor.diffusion.discrete import MaskReplace, uniform
 
 Order = Literal["confidence", "halton", "random"]
+
+
+@torch.no_grad()
+def ancestral(
+    logits: Callable[[Int[Tensor, "b n"], Int[Tensor, " b"]], Float[Tensor, "b n k"]],
+    x: Int[Tensor, "b n"],
+    process: MaskReplace,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    pick: Callable[[Float[Tensor, "b n vocab"]], Int[Tensor, "b n"]] | None = None,
+) -> Int[Tensor, "b n"]:
+    """Returns ``x`` with its masks denoised by the whole reverse chain, one network call for each step of the schedule.
+
+    Args:
+        logits: the network, of noised tokens and the step.
+        x: tokens; positions other than the mask are given and never change.
+        process: the noise to undo.
+        top_p: keeps only the likeliest foretold clean classes that together reach this probability (published: 0.88).
+        generator: of the draws.
+        pick: draws ids from unnormalised log-probabilities, in place of exact float64 draws.
+    """
+    masked = x == process.vocabulary.mask_id
+    unreachable = F.pad(process.foreign, (0, 1))  # the mask itself can stay
+    for step in reversed(range(process.schedule.steps)):
+        steps = torch.full((len(x),), step, device=x.device)
+        log_x0 = truncate(process.log_x0(logits(x, steps), x), top_p)
+        log_p = process.log_posterior(log_x0, x, steps).masked_fill(unreachable, -torch.inf)
+        drawn = (
+            draw(log_p.double().exp().flatten(0, 1), generator=generator).view_as(x) if pick is None else pick(log_p)
+        )
+        x = torch.where(masked, drawn, x)
+    return x
+
+
+def truncate(log_p: Float[Tensor, "b n vocab"], top_p: float) -> Float[Tensor, "b n vocab"]:
+    """Returns log-probabilities with classes beyond the likeliest, which reach ``top_p``, at -70; not renormalised."""
+    if top_p >= 1:
+        return log_p
+    ranked, classes = log_p.sort(dim=-1, descending=True)
+    before = ranked.exp().cumsum(-1)[..., :-1]
+    kept = F.pad(before < top_p, (1, 0), value=True)  # the first class always stays
+    return log_p.masked_fill(~torch.zeros_like(kept).scatter(-1, classes, kept), -70.0)
+
+
+def guide(
+    conditional: Float[Tensor, "b n vocab"], unconditional: Float[Tensor, "b n vocab"], scale: float
+) -> Float[Tensor, "b n vocab"]:
+    """Returns foretold log-probabilities pushed from the unconditional ones by ``scale``; the mask stays impossible."""
+    free = unconditional[..., :-1]
+    pushed = (free + scale * (conditional[..., :-1] - free)).log_softmax(-1).clamp(-70.0, 0)
+    return F.pad(pushed, (0, 1), value=-70.0)
 
 
 @torch.no_grad()
