@@ -1,0 +1,232 @@
+"""The loader: from the sources of a mixture to an endless stream of clips."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from ideomotor.data.mixture import Mixture, Source
+from ideomotor.data.signals import read_actions, read_proprio, refuse_other_widths
+from ideomotor.data.token_cache import TokenCache, windows_key
+from ideomotor.data.windows import WindowIndex
+from ideomotor.types import Clip
+
+_Signal = Float32[np.ndarray, "t width"]
+
+
+class ClipLoader:
+    """Batches of a mixture, without end; the batch of a step is a pure function of its arguments and the seed.
+
+    There is no state: begun at ``start``, it goes on exactly as one that was begun at 0. Which samples make the batch
+    of a step does not depend on how many processes share it.
+
+    Args:
+        sources: with the same number of frames, and of actions, a window.
+        batch_size: samples a step, over all processes together.
+        seed: of the order.
+        world_size: processes that share the batch; each gets ``batch_size / world_size`` samples of it.
+        rank: which of them this is.
+        start: the first step that iterating yields.
+        with_frames: False leaves ``frames`` empty, for training on tokens alone.
+        token_cache: caches of the windows of every source and camera, in any order; they become ``tokens``.
+        actions: False for video that may not have any: clips then have neither actions nor ``proprio``. With actions
+            they have ``proprio`` where every episode of every source recorded it.
+        prefetch: batches made ahead by a thread; 0 makes each when it is asked for.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        batch_size: int,
+        seed: int,
+        world_size: int = 1,
+        rank: int = 0,
+        start: int = 0,
+        with_frames: bool = True,
+        token_cache: TokenCache | Sequence[TokenCache] | None = None,
+        actions: bool = True,
+        prefetch: int = 2,
+    ) -> None:
+        """Reads the actions and states of every episode, and no frame.
+
+        Raises:
+            ValueError: the sources do not fit one another, an episode lacks actions or has damaged ones, a token cache
+                is missing, or the batch cannot be shared evenly.
+        """
+        if world_size < 1 or not 0 <= rank < world_size or batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"batch_size {batch_size} for rank {rank} of world_size {world_size}: the batch of all processes "
+                "together must be a multiple of their number, and ranks count from 0"
+            )
+        if start < 0 or prefetch < 0:
+            raise ValueError(f"start={start}, prefetch={prefetch}: both are 0 or more")
+        if not sources:
+            raise ValueError("no sources were given: a loader needs at least one")
+        caches = [token_cache] if isinstance(token_cache, TokenCache) else token_cache
+        self._readers = [_SourceReader(source, actions, with_frames, caches) for source in sources]
+        _refuse_unequal(self._readers, actions)
+        self._with_proprio = all(reader.states is not None for reader in self._readers)
+        self.mixture = Mixture([s.weight for s in sources], [len(reader.index) for reader in self._readers], seed)
+        self.batch_size, self.world_size, self.rank, self.start = batch_size, world_size, rank, start
+        self._prefetch = prefetch
+
+    def __iter__(self) -> Iterator[Clip]:
+        """Yields this rank's part of the batches of steps ``start``, ``start + 1``, ... for ever.
+
+        An error in the thread that works ahead is raised here, at the batch that it belongs to.
+        """
+        if self._prefetch == 0:
+            yield from map(self.batch, itertools.count(self.start))
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clips")
+        try:
+            steps = itertools.count(self.start)
+            ahead = deque(pool.submit(self.batch, step) for step in itertools.islice(steps, self._prefetch))
+            for step in steps:
+                clip = ahead.popleft().result()
+                ahead.append(pool.submit(self.batch, step))
+                yield clip
+        finally:
+            # Without waiting: a forgotten iterator may be collected in that very thread, which cannot wait for itself.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def batch(self, step: int) -> Clip:
+        """Returns this rank's part of the batch of a step."""
+        share = self.batch_size // self.world_size
+        numbers, windows = self.mixture.samples(step * self.batch_size + self.rank * share, share)
+        parts, rows = [], []
+        for number in np.unique(numbers).tolist():
+            mine = np.flatnonzero(numbers == number)
+            parts.append(self._readers[number].read(windows[mine], self._with_proprio))
+            rows.append(mine)
+        return _joined(parts, np.concatenate(rows))
+
+
+class _SourceReader:
+    """Windows of one source as clips; its actions and states are in memory."""
+
+    def __init__(self, source: Source, actions: bool, with_frames: bool, caches: Sequence[TokenCache] | None) -> None:
+        self.source, self.with_frames = source, with_frames
+        self.index = WindowIndex(source.dataset, source.window)
+        self.cameras = source.camera_names()
+        self.actions = self._read_actions() if actions else None
+        self.states = self._read_states() if actions else None
+        self.tokens = None if caches is None else {name: self._tokens(name, caches) for name in self.cameras}
+
+    @property
+    def name(self) -> str:
+        return self.source.dataset.name
+
+    @property
+    def action_width(self) -> int | None:
+        return None if self.actions is None else self.actions[0].shape[1]
+
+    @property
+    def state_width(self) -> int | None:
+        return None if self.states is None else self.states[0].shape[1]
+
+    def read(self, windows: Int64[np.ndarray, " b"], with_proprio: bool) -> Clip:
+        wanted, config, episodes = windows.tolist(), self.source.window, self.source.dataset.episodes
+        places = [self.index.locate(window) for window in wanted]
+        frames: dict[str, Tensor] = {}
+        if self.with_frames:
+            frames = {name: self.index.read(wanted, camera, self.source.size) for name, camera in self.cameras.items()}
+        actions, mask, proprio = None, None, None
+        if self.actions is not None:
+            chunks = [config.action_indices(anchor, episodes[number].length) for number, anchor in places]
+            rows = [self.actions[number][chunk] for (number, _), (chunk, _) in zip(places, chunks, strict=True)]
+            actions = torch.from_numpy(np.stack(rows))
+            mask = torch.from_numpy(np.stack([recorded for _, recorded in chunks]))
+        if with_proprio and self.states is not None:
+            proprio = torch.from_numpy(np.stack([self.states[number][anchor] for number, anchor in places]))
+        return Clip(
+            frames=frames,
+            text=tuple(episodes[number].text for number, _ in places),
+            actions=actions,
+            action_mask=mask,
+            proprio=proprio,
+            tokens=None if self.tokens is None else {name: cache.read(wanted) for name, cache in self.tokens.items()},
+        )
+
+    def _read_actions(self) -> list[_Signal]:
+        actions = [read_actions(episode) for episode in self.source.dataset.episodes]
+        refuse_other_widths(self.source.dataset, "actions", [values.shape[1] for values in actions])
+        return actions
+
+    def _read_states(self) -> list[_Signal] | None:
+        states = [read_proprio(episode) for episode in self.source.dataset.episodes]
+        recorded = [values for values in states if values is not None]
+        if len(recorded) < len(states):
+            return None
+        refuse_other_widths(self.source.dataset, "proprio", [values.shape[1] for values in recorded])
+        return recorded
+
+    def _tokens(self, name: str, caches: Sequence[TokenCache]) -> TokenCache:
+        camera, size = self.cameras[name], self.source.size
+        key = windows_key(self.index, camera, size)
+        fitting = [cache for cache in caches if cache.windows == key]
+        if len(fitting) != 1:
+            raise ValueError(
+                f"{len(fitting)} of {len(caches)} token caches fit the windows of source {self.name!r}, camera "
+                f"{camera!r}; wanted one: build it from the same dataset, window and camera, with one tokenizer"
+            )
+        return fitting[0]
+
+
+def _refuse_unequal(readers: Sequence[_SourceReader], actions: bool) -> None:
+    """Refuses sources whose clips cannot stand in one batch."""
+    first = readers[0]
+    for other in readers[1:]:
+        facts: list[tuple[str, Any, Any]] = [
+            ("cameras", sorted(first.cameras), sorted(other.cameras)),
+            ("context", first.source.window.context, other.source.window.context),
+            ("horizon", first.source.window.horizon, other.source.window.horizon),
+        ]
+        if actions:
+            facts.append(("chunk", first.source.window.chunk, other.source.window.chunk))
+            facts.append(("actions of width", first.action_width, other.action_width))
+            if None not in (first.state_width, other.state_width):
+                facts.append(("proprio of width", first.state_width, other.state_width))
+        for name, cache in (first.tokens or {}).items():
+            theirs = (other.tokens or {}).get(name, cache)
+            facts.append((f"tokenizer of {name!r}", cache.tokenizer, theirs.tokenizer))
+            facts.append((f"tokens of {name!r}", cache.tokens.shape[1:], theirs.tokens.shape[1:]))
+        for what, ours, theirs in facts:
+            if ours != theirs:
+                raise ValueError(
+                    f"source {first.name!r} has {what} {ours}, source {other.name!r} {theirs}; sources of one "
+                    "mixture must agree: change one, or train on them apart"
+                )
+
+
+def _joined(parts: Sequence[Clip], rows: Int64[np.ndarray, " b"]) -> Clip:
+    """Returns one clip of those of the sources; ``rows`` is where each of their samples belongs."""
+    if len(parts) == 1:
+        return parts[0]
+    order = np.argsort(rows).tolist()
+
+    def join(values: Sequence[Any]) -> Any:
+        if values[0] is None:
+            return None
+        if isinstance(values[0], Mapping):
+            return {name: join([value[name] for value in values]) for name in values[0]}
+        if isinstance(values[0], tuple):
+            texts = [text for value in values for text in value]
+            return tuple(texts[row] for row in order)
+        shapes = sorted({tuple(value.shape[1:]) for value in values})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the sources give clips of {shapes[0]} and {shapes[1]}; a batch needs one shape: cache all "
+                "sources at one size, or set the size of each"
+            )
+        return torch.cat(list(values))[order]
+
+    return Clip(**{field.name: join([getattr(part, field.name) for part in parts]) for field in fields(Clip)})
