@@ -196,7 +196,8 @@ class MaskReplace:
         if not self.published:
             beta = beta.masked_fill(self.foreign, -torch.inf)
         keep, gamma, alpha = (v.to(log_x)[:, None, None] for v in (log_keep, log_gamma, log_alpha))
-        ordinary = torch.logaddexp(log_x[..., :-1] + alpha, beta.to(log_x))
+        unmasked = torch.log1p(-log_x[..., -1:].exp())  # masks are for good: only the rest is replaced
+        ordinary = torch.logaddexp(log_x[..., :-1] + alpha, beta.to(log_x) + unmasked)
         return torch.cat([ordinary, torch.logaddexp(log_x[..., -1:] + keep, gamma)], -1)
 
 

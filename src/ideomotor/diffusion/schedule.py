@@ -44,7 +44,7 @@ class Vocabulary:
         """Returns the group of each position, ``lengths[g]`` of them for group ``g``, one group after another."""
         return torch.arange(len(self.groups)).repeat_interleave(torch.tensor(lengths))
 
-    def join(self, parts: Sequence[Float[Tensor, "b m c"]]) -> Float[Tensor, "b n k"]:
+    def join(self, parts: Sequence[Float[Tensor, "b _ _"]]) -> Float[Tensor, "b n k"]:
         """Returns logits over the whole vocabulary from one tensor a group; -inf for the classes of other groups."""
         joined = parts[0].new_full((len(parts[0]), sum(part.shape[1] for part in parts), self.mask_id), -torch.inf)
         row = 0
