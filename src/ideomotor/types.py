@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -146,14 +146,17 @@ class Losses:
     terms: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
-class Borrowed:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Borrowed(Generic[Module]):
     """A module that is used but not owned.
 
     Gradients pass through to its inputs and never to its weights; it is neither saved, nor counted, nor moved with its
     holder, because it is not an ``nn.Module`` and so is no sub-module of the holder.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Module) -> None:
         self.module = module
 
     def __call__(self, *args: Any, method: str = "forward", **kwargs: Any) -> Any:
@@ -162,7 +165,9 @@ class Borrowed:
         Outside autograd (and for calls under ``torch.no_grad``) call ``self.module`` directly; it is the same result.
         """
         detached = {name: weight.detach() for name, weight in self.module.named_parameters()}
-        return torch.func.functional_call(_Method(self.module, method), {f"module.{k}": v for k, v in detached.items()}, args, kwargs)
+        return torch.func.functional_call(
+            _Method(self.module, method), {f"module.{k}": v for k, v in detached.items()}, args, kwargs
+        )
 
 
 class _Method(nn.Module):
@@ -194,7 +199,9 @@ class Tokenizer(Protocol):
     def encode(self, frames: UInt8[Tensor, "b t c h w"]) -> Int[Tensor, "b latent n"]:
         """Returns the tokens, row-major within a latent frame."""
 
-    def decode(self, tokens: Int[Tensor, "b latent n"], grid: tuple[int, int] | None = None) -> UInt8[Tensor, "b t c h w"]:
+    def decode(
+        self, tokens: Int[Tensor, "b latent n"], grid: tuple[int, int] | None = None
+    ) -> UInt8[Tensor, "b t c h w"]:
         """Returns the video those tokens stand for; ``grid`` where it is not square."""
 
 

@@ -28,7 +28,7 @@ class SentenceEncoder:
         path = Path(folder) if folder is not None else _packaged_model()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         self.model: nn.Module = transformers.AutoModel.from_pretrained(path, local_files_only=True).eval().requires_grad_(False)
-        self.known: dict[str, Float[Tensor, "384"]] = {}
+        self.known: dict[str, Float[Tensor, 384]] = {}
 
     @torch.no_grad()
     def __call__(self, sentences: Sequence[str]) -> Float[Tensor, "b 384"]:
@@ -58,7 +58,7 @@ class HashedWords:
         """Returns a unit vector a sentence; "" gives the zero vector."""
         return torch.stack([self._encode(sentence) for sentence in sentences])
 
-    def _encode(self, sentence: str) -> Float[Tensor, "d"]:
+    def _encode(self, sentence: str) -> Float[Tensor, " d"]:
         total = torch.zeros(self.width)
         for word in sentence.lower().split():
             seed = int.from_bytes(word.encode()[:7], "little")

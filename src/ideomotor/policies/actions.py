@@ -48,7 +48,7 @@ class QuantileBins(nn.Module):
         return torch.stack([self.centres[d][ids[..., d]] for d in range(self.dimensions)], -1)
 
 
-def _quantile_edges(values: Float[Tensor, "n"], bins: int) -> tuple[Float[Tensor, "edges"], Float[Tensor, "bins"]]:
+def _quantile_edges(values: Float[Tensor, " n"], bins: int) -> tuple[Float[Tensor, " edges"], Float[Tensor, " bins"]]:
     ordered = values.sort().values
     picks = (torch.arange(1, bins) * len(ordered)) // bins
     inner, times = ordered[picks].unique(return_counts=True)

@@ -39,13 +39,13 @@ class DiscreteDiffusionPolicyConfig:
     action_width: int = 4
     chunk: int = 8
     bins: int = 48
-    features: tuple[int, int] = (36, 256)
+    features: tuple[int, int] = (36, 192)
     text_width: int = 384
     state_width: int = 0
     pixels: int = 96
     squeeze: int = 32
     read_tokens: int = 4
-    noisings: int = 4
+    noisings: int = 2
     stem: PixelStemConfig = field(default_factory=PixelStemConfig)
     trunk: TransformerConfig = field(default_factory=lambda: TransformerConfig(width=192, layers=3, heads=4, dropout=0.1))
 

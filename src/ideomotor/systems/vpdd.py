@@ -1,8 +1,8 @@
 """VPDD: foretell video by discrete diffusion, learned from video without actions; then act on what is foretold.
 
-Source: "Learning an Actionable Discrete Diffusion Policy via Large-Scale Actionless Video Pre-Training" (2402.14407), in a fast
-form: masked tokens instead of 100 posterior steps, a plain transformer instead of the Perceiver, pixels of the policy's own.
-The way of the data can be read from top to bottom: tokenizer, pre-training, fine-tuning, acting.
+Source: "Learning an Actionable Discrete Diffusion Policy via Large-Scale Actionless Video Pre-Training" (2402.14407),
+in a fast form: masked tokens instead of 100 posterior steps, a plain transformer instead of the Perceiver, pixels of
+the policy's own. The way of the data can be read from top to bottom: tokenizer, pre-training, fine-tuning, acting.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from ideomotor.data.transforms import colour_jitter, random_shift
+from ideomotor.data.transforms import color_jitter, random_shift
 from ideomotor.data.windows import WindowConfig
 from ideomotor.layers.conv import PixelStemConfig
 from ideomotor.layers.transformer import TransformerConfig
@@ -37,11 +36,10 @@ class Stage:
     batch: int = 64
     optim: OptimConfig = field(default_factory=OptimConfig)
     every: int = 1  # a window starts at every how many frames
-    save_every: int = 200
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.every, self.save_every) < 1:
-            raise ValueError(f"steps {self.steps}, batch {self.batch}, every {self.every}, save_every {self.save_every} must be at least 1")
+        if min(self.steps, self.batch, self.every) < 1:
+            raise ValueError(f"steps {self.steps}, batch {self.batch}, every {self.every} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,9 @@ class VPDD:
         execute: actions of a chunk that are carried out before looking again.
         action_steps: denoising passes for a chunk of actions.
         imagine_steps: denoising passes for the tokens of an imagined video.
-        shift: pixels by which the policy's pictures are moved at random in training; jitter: strength of colour changes.
+        shift: pixels by which the policy's pictures are moved at random in training.
+        jitter: strength of random colour changes in training, 0 for none.
+        save_every: training steps after which a stage's state is saved.
         text: "sentence" (the packaged MiniLM) or "hashed" (no weights needed; for tests).
     """
 
@@ -65,13 +65,26 @@ class VPDD:
     imagine_steps: int = 8
     shift: int = 4
     jitter: float = 0.1
+    save_every: int = 200
     text: str = "sentence"
     tokenizer: VQVAE3DConfig = field(default_factory=VQVAE3DConfig)
-    predictor: DiscreteDiffusionPredictorConfig = field(default_factory=DiscreteDiffusionPredictorConfig)
+    predictor: DiscreteDiffusionPredictorConfig = field(
+        default_factory=lambda: DiscreteDiffusionPredictorConfig(trunk=TransformerConfig(width=192, layers=4, heads=4))
+    )
     policy: DiscreteDiffusionPolicyConfig = field(default_factory=DiscreteDiffusionPolicyConfig)
-    tokenizer_stage: Stage = field(default_factory=lambda: Stage(steps=600))
-    pretrain_stage: Stage = field(default_factory=lambda: Stage(steps=600))
-    finetune_stage: Stage = field(default_factory=lambda: Stage(steps=600))
+    tokenizer_stage: Stage = field(
+        default_factory=lambda: Stage(steps=650, batch=32, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True))
+    )
+    pretrain_stage: Stage = field(
+        default_factory=lambda: Stage(
+            steps=800, batch=64, every=2, optim=OptimConfig(lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98), bf16=True)
+        )
+    )
+    finetune_stage: Stage = field(
+        default_factory=lambda: Stage(
+            steps=2000, batch=32, optim=OptimConfig(lr=1e-3, weight_decay=0.05, ema=0.995, bf16=True)
+        )
+    )
 
     def __post_init__(self) -> None:
         window, per_latent = self.window, self.tokenizer.strides[0]
@@ -81,19 +94,19 @@ class VPDD:
         ):
             if frames != latents * per_latent:
                 raise ValueError(
-                    f"{name} {frames} frames is not {latents} latent frames of {per_latent}: change the window, the predictor's "
-                    "latents, or the tokenizer's strides"
+                    f"{name} {frames} frames is not {latents} latent frames of {per_latent}: change the window, the "
+                    "predictor's latents, or the tokenizer's strides"
                 )
         if not 1 <= self.execute <= window.chunk or self.policy.chunk != window.chunk:
             raise ValueError(
-                f"chunk is {window.chunk} in the window and {self.policy.chunk} in the policy (they must agree), and execute "
-                f"{self.execute} must lie in 1..chunk"
+                f"chunk is {window.chunk} in the window and {self.policy.chunk} in the policy (they must agree), and "
+                f"execute {self.execute} must lie in 1..chunk"
             )
         grid = (self.size // self.tokenizer.strides[1], self.size // self.tokenizer.strides[2])
         if self.predictor.grid != grid or self.policy.pixels != self.size:
             raise ValueError(
-                f"frames of {self.size} px give a grid of {grid}; the predictor has {self.predictor.grid} and the policy "
-                f"{self.policy.pixels} px: use the preset's sized() or set all of them"
+                f"frames of {self.size} px give a grid of {grid}; the predictor has {self.predictor.grid} and the "
+                f"policy {self.policy.pixels} px: set all of them"
             )
 
 
@@ -137,7 +150,11 @@ class ActionDenoising(nn.Module):
         if self.predictor is not None and self.tokenizer is not None:
             with torch.no_grad():
                 features = foresight(clip, self.tokenizer.module, self.predictor.module, text)
-        frames = colour_jitter(random_shift(clip.frames[VIEW], self.shift), self.jitter)
+        chance = torch.default_generator  # the learner seeds it anew at every step
+        newest = clip.frames[VIEW][:, -self.policy.config.stem.frames :]
+        frames = random_shift(newest, self.shift, chance)
+        if self.jitter > 0:
+            frames = color_jitter(frames, self.jitter, self.jitter, self.jitter, chance)
         return self.policy.loss(frames, features, text, clip.actions, clip.action_mask, clip.proprio)
 
 
@@ -184,7 +201,9 @@ class VPDDAgent:
             features = None
             if self.predictor is not None and self.tokenizer is not None:
                 features = foresight(context, self.tokenizer, self.predictor, text)
-            return self.policy.sample(context.frames[VIEW], features, text, context.proprio, steps=self.config.action_steps).float()
+            return self.policy.sample(
+                context.frames[VIEW], features, text, context.proprio, steps=self.config.action_steps
+            ).float()
 
 
 @torch.inference_mode()
@@ -217,9 +236,10 @@ def fast() -> VPDD:
 def tiny() -> VPDD:
     """Seconds on one core; for tests and for trying a pipeline out. It learns, but not well."""
     trunk = TransformerConfig(width=32, layers=2, heads=2)
-    stage = Stage(steps=20, batch=8, optim=OptimConfig(lr=2e-3, warmup=4), every=4, save_every=5)
+    stage = Stage(steps=20, batch=8, optim=OptimConfig(lr=2e-3, warmup=4), every=4)
     return VPDD(
         size=32,
+        save_every=5,
         text="hashed",
         tokenizer=VQVAE3DConfig(widths=(16, 16), blocks=1, levels=(5, 5, 5)),
         predictor=DiscreteDiffusionPredictorConfig(vocab=125, grid=(4, 4), trunk=trunk),

@@ -270,6 +270,11 @@ def _check_format(about: Mapping[str, Any], path: Path) -> None:
         )
 
 
+def fingerprint(module: nn.Module, config: Any) -> str:
+    """Returns what identifies a model: the digest of its class, config and weights, as ``save_model`` notes it."""
+    return _fingerprint(module.state_dict(), type(module).__name__, config_to_json(config))
+
+
 def _fingerprint(tensors: Mapping[str, Tensor], cls: str, config: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([cls, config], sort_keys=True).encode())
     for name in sorted(tensors):

@@ -1,0 +1,78 @@
+"""What acting costs: CPU-milliseconds of the fine-tuned policy per environment step, with chunked execution.
+
+Rendering and physics are not counted; the frames are random, since the cost depends on sizes and not on content. Target: at
+most 25 CPU-ms mean per environment step, one robot at a time (batch 1).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import _table  # first: it sets the environment that torch reads
+import torch
+
+from ideomotor import Clip
+from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
+from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
+from ideomotor.systems.vpdd import VIEW, VPDD, VPDDAgent, fast
+from ideomotor.systems.vpdd_stages import load_agent, text_encoder
+from ideomotor.tokenizers.vqvae3d import VQVAE3D
+
+
+def measured(agent: VPDDAgent, name: str, batch: int, calls: int) -> dict[str, object]:
+    """Returns one row: the cost of a call, and of a step when ``execute`` actions are carried out a call."""
+    config = agent.config
+    shape = (batch, config.window.context, 3, config.size, config.size)
+    clip = Clip(
+        frames={VIEW: torch.randint(0, 256, shape, dtype=torch.uint8)}, text=("press the button from the top",) * batch
+    )
+    for _ in range(3):
+        agent.act(clip)
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(calls):
+        agent.act(clip)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return {
+        "policy": name,
+        "batch": batch,
+        "execute": config.execute,
+        "calls": calls,
+        "CPU-ms a call": 1000 * cpu / calls,
+        "wall ms a call": 1000 * wall / calls,
+        "CPU-ms a step and robot": 1000 * cpu / calls / config.execute / batch,
+    }
+
+
+def random_agent(config: VPDD, foresight: bool) -> VPDDAgent:
+    """Returns an agent of the preset's sizes with random weights."""
+    torch.manual_seed(0)
+    if not foresight:
+        config = replace(config, policy=replace(config.policy, features=(0, 0)))
+        return VPDDAgent(config, DiscreteDiffusionPolicy(config.policy), None, None, text_encoder(config))
+    policy = DiscreteDiffusionPolicy(config.policy)
+    predictor, tokenizer = DiscreteDiffusionPredictor(config.predictor), VQVAE3D(config.tokenizer)
+    return VPDDAgent(config, policy, predictor, tokenizer, text_encoder(config))
+
+
+def main() -> None:
+    """Measures the preset's sizes, and a trained policy where ``--policy`` names one."""
+    parser = _table.parser(__doc__ or "")
+    parser.add_argument("--policy", type=Path, help="OUT of a fine-tuning stage, e.g. runs/quickstart/finetune")
+    args = parser.parse_args()
+    calls = 5 if args.tiny else 100
+    agents = {"fast, with foresight": random_agent(fast(), True), "fast, pixels only": random_agent(fast(), False)}
+    if args.policy is not None:
+        agents[str(args.policy)] = load_agent(args.policy)
+    rows = []
+    for name, agent in agents.items():
+        for batch in (1, 20):
+            row = measured(agent, name, batch, calls if batch == 1 else max(2, calls // 5))
+            rows.append(row | {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]})
+    _table.publish("act", rows, args)
+
+
+if __name__ == "__main__":
+    main()

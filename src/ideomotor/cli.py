@@ -1,0 +1,375 @@
+"""ideomotor <verb> ...: each command is a small dataclass; its fields are its options, its ``run`` calls a recipe."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import tyro
+from rich.console import Console
+
+from ideomotor.systems.sources import DataOptions
+from ideomotor.systems.vpdd import PRESETS, VPDD
+
+console = Console(soft_wrap=True)
+
+
+class Command(Protocol):
+    """What every verb is."""
+
+    def run(self) -> None:
+        """Does it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quickstart:
+    """Everything, end to end: collect, pre-train, fine-tune, try out, the control without pre-training, a report page.
+
+    Meta-World on a laptop CPU, about 20 minutes. Stopped at any point, the same command goes on.
+    """
+
+    out: Path = Path("runs/quickstart")
+    """Folder of the run; the page is OUT/report.html, the numbers OUT/report.json."""
+    world: Literal["metaworld", "toy"] = "metaworld"
+    """The simulator; "toy" is a small 2-D world, to see everything run in two minutes."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the world, Meta-World's without "-v3". Default: button-press-topdown drawer-open door-open window-open
+    plate-slide, or all three of the toy world."""
+    budget_minutes: float = 25.0
+    """Scales the training steps of all stages (the defaults are meant for 25 minutes on two idle cores)."""
+    videos: Path | None = None
+    """A folder of your own actionless video; it joins the pre-training mixture."""
+    demonstrations: int = 20
+    """Expert demonstrations a task, with actions."""
+    episodes: int = 20
+    """Evaluation episodes a task, with goals that were never trained on (at most 20)."""
+    seed: int = 0
+    """Seed of everything."""
+    workers: int = 2
+    """Simulator processes."""
+    preset: str = "fast"
+    """Model preset: "fast", or "tiny" to try the plumbing in a minute."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.quickstart import DEFAULT_TASKS, QuickstartConfig, quickstart
+
+        config = QuickstartConfig(
+            world=self.world,
+            tasks=self.tasks or DEFAULT_TASKS[self.world],
+            budget_minutes=self.budget_minutes,
+            videos=self.videos,
+            demonstrations=self.demonstrations,
+            episodes=self.episodes,
+            seed=self.seed,
+            preset=self.preset,
+        )
+        page = quickstart(config, preset(self.preset), self.out, self.workers)
+        console.print(f"report: {page}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collect:
+    """Records Meta-World episodes of scripted experts: demonstrations, and video without actions.
+
+    Two LeRobot v3 data sets are written, OUT/demonstrations and OUT/video (expert, noisy and failed episodes).
+    Same seed, same bytes; a killed run goes on.
+    """
+
+    simulator: tyro.conf.Positional[Literal["metaworld"]]
+    """Which simulator."""
+    out: Path = Path("data/metaworld")
+    """Folder of the two data sets."""
+    tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open", "door-open", "window-open", "plate-slide")
+    """Task names without "-v3", or "all" for the 50."""
+    demonstrations: int = 20
+    """Episodes a task with actions."""
+    expert: int = 20
+    """Actionless expert episodes a task."""
+    noisy: int = 12
+    """Actionless episodes a task of an expert whose hand is pushed about."""
+    failed: int = 8
+    """Actionless episodes a task that do not succeed."""
+    cameras: tuple[str, ...] = ("corner2",)
+    """topview, corner, corner2, corner3, corner4, behindGripper, gripperPOV."""
+    size: int = 96
+    """Height and width of the frames in pixels."""
+    look: Literal["fast", "default"] = "fast"
+    """"fast" leaves out shadows, reflections and multisampling (about ten times quicker)."""
+    seed: int = 0
+    """Seed of goals and noise."""
+    workers: int = 2
+    """Simulator processes."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.collection import CollectionConfig, collect_with_progress
+
+        collect_with_progress(
+            CollectionConfig(
+                tasks=self.tasks,
+                demonstrations=self.demonstrations,
+                expert=self.expert,
+                noisy=self.noisy,
+                failed=self.failed,
+                cameras=self.cameras,
+                size=self.size,
+                look=self.look,
+                seed=self.seed,
+                workers=self.workers,
+                out=self.out,
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Says what is in a data set and what is wrong with it: folder of videos, LeRobot v3, annotated JSON, or npz."""
+
+    action: tyro.conf.Positional[Literal["inspect"]]
+    """What to do."""
+    path: tyro.conf.Positional[Path]
+    """Folder (or file) to look at."""
+    deep: bool = False
+    """Decode every frame, to find damage that headers do not show."""
+    format: str | None = None
+    """Name of the reader, where it should not be guessed: lerobot, annotated_json, npz, folder."""
+    json: Path | None = None
+    """Also write the findings to this file."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.data.formats import open_dataset
+        from ideomotor.data.inspection import inspect
+
+        found = inspect(open_dataset(self.path, self.format), deep=self.deep)
+        for line in found.lines():
+            console.print(line, markup=False, highlight=False)
+        if self.json is not None:
+            self.json.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """Options that every stage has."""
+
+    out: Path
+    """Folder of this stage's run: model, state, logs. The same command goes on where it stopped."""
+    seed: int = 0
+    """Seed of order, noise and initial weights."""
+    fresh: bool = False
+    """Throw away what OUT holds and begin anew."""
+    preset: str = "fast"
+    """Model preset (fast, tiny); every field below can be changed, e.g. --predictor.trunk.layers 8."""
+
+
+Config = Annotated[VPDD, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPDDTokenizer(StageOptions, DataOptions):
+    """Stage 1: learns to turn clips into tokens and back. Needs no actions and no text."""
+
+    config: Config = field(default_factory=lambda: PRESETS["fast"]())
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems import vpdd_stages as stages
+
+        with stages.open_run(self.out, self.config, self.seed, self.fresh, self) as run:
+            stages.train_tokenizer_on(self, self.config, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPDDPretrain(StageOptions, DataOptions):
+    """Stage 2: learns to foretell video tokens from actionless video and its captions."""
+
+    tokenizer_from: Path
+    """OUT of the tokenizer stage."""
+    config: Config = field(default_factory=lambda: PRESETS["fast"]())
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems import vpdd_stages as stages
+
+        with stages.open_run(self.out, self.config, self.seed, self.fresh, self) as run:
+            stages.pretrain_on(self, self.config, self.tokenizer_from, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPDDFinetune(StageOptions, DataOptions):
+    """Stage 3: learns actions from a few demonstrations, with the foresight of stage 2."""
+
+    predictor_from: Path | None = None
+    """OUT of the pre-training stage; left out, the policy has no foresight (pixels and text only)."""
+    config: Config = field(default_factory=lambda: PRESETS["fast"]())
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems import vpdd_stages as stages
+
+        with stages.open_run(self.out, self.config, self.seed, self.fresh, self) as run:
+            stages.finetune_on(self, self.config, self.predictor_from, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPDDEvaluate:
+    """Rolls a fine-tuned policy out in Meta-World on goals that no demonstration used; success with intervals."""
+
+    policy: tyro.conf.Positional[Path]
+    """OUT of the fine-tuning stage."""
+    tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open", "door-open", "window-open", "plate-slide")
+    """Meta-World tasks without "-v3"."""
+    episodes: int = 20
+    """Episodes a task; each has a goal of its own out of 20 held-out ones."""
+    out: Path | None = None
+    """File of finished episodes (JSONL); a rerun skips them. POLICY/rollouts.jsonl by default."""
+    workers: int = 2
+    """Simulator processes."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.trials import success_table
+        from ideomotor.systems.vpdd_stages import evaluate
+
+        rows = evaluate(
+            self.policy, self.tasks, self.episodes, self.out or self.policy / "rollouts.jsonl", self.workers
+        )
+        console.print(success_table(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imagine:
+    """Writes a video: context | truth | imagination, from a clip and a sentence."""
+
+    model: tyro.conf.Positional[Path]
+    """OUT of a VPDD pre-training (or fine-tuning) stage."""
+    input: Path
+    """A video file, or a data set (then --episode picks one)."""
+    out: Path = Path("imagined.mp4")
+    """Video file to write (mp4, webm or gif)."""
+    text: str | None = None
+    """What should happen; by default the clip's own caption."""
+    episode: str | None = None
+    """Episode id in a data set; its first by default."""
+    start: int | None = None
+    """Last context frame; by default a third into the clip."""
+    stride: int | None = None
+    """Frames of the file between the frames of a window; by default as in training."""
+    rounds: int = 1
+    """How many horizons are chained."""
+    samples: int = 1
+    """Imagined futures, drawn side by side; more than one draws them at temperature 1."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.imagination import imagine_file
+
+        summary = imagine_file(
+            self.model,
+            self.input,
+            self.out,
+            text=self.text,
+            episode=self.episode,
+            start=self.start,
+            stride=self.stride,
+            rounds=self.rounds,
+            samples=self.samples,
+            seed=self.seed,
+        )
+        for line in summary:
+            console.print(line, markup=False, highlight=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Writes the page of a quickstart run anew from what the run holds so far, finished or not."""
+
+    run_dir: tyro.conf.Positional[Path] = Path("runs/quickstart")
+    """Folder of the run."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.quickstart import report_of
+
+        console.print(f"report: {report_of(self.run_dir)}")
+
+
+def preset(name: str) -> VPDD:
+    """Returns the named preset.
+
+    Raises:
+        ValueError: there is none of that name; the message suggests the nearest.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"there is no preset {name!r}{hint} (presets: {', '.join(PRESETS)})")
+    return PRESETS[name]()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script. What a user can mend is one line on stderr and exit status 2; with --debug, a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    try:
+        command = tyro.cli(
+            _commands(preset(_named_preset(arguments))), args=arguments, prog="ideomotor", description=__doc__
+        )
+        getattr(command, "command", command).run()
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        raise SystemExit(130) from error
+
+
+def _named_preset(arguments: list[str]) -> str:
+    """The preset decides the defaults of every other option, so it is read first."""
+    for place, word in enumerate(arguments):
+        if word == "--preset" and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if word.startswith("--preset="):
+            return word.partition("=")[2]
+    return "fast"
+
+
+def _commands(config: VPDD) -> Any:
+    """The tree of verbs; the stages of VPDD start from the preset's config."""
+    missing = tyro.MISSING
+    stages = (
+        Annotated[
+            VPDDTokenizer,
+            tyro.conf.subcommand("tokenizer", default=VPDDTokenizer(out=missing, data=missing, config=config)),
+        ]
+        | Annotated[
+            VPDDPretrain,
+            tyro.conf.subcommand(
+                "pretrain", default=VPDDPretrain(out=missing, data=missing, tokenizer_from=missing, config=config)
+            ),
+        ]
+        | Annotated[
+            VPDDFinetune,
+            tyro.conf.subcommand("finetune", default=VPDDFinetune(out=missing, data=missing, config=config)),
+        ]
+        | Annotated[VPDDEvaluate, tyro.conf.subcommand("evaluate")]
+    )
+    group = make_dataclass("VPDDStages", [("command", Annotated[stages, tyro.conf.arg(name="")])], frozen=True)
+    group.__doc__ = "The three stages of VPDD, and the trial: tokenizer, pretrain, finetune, evaluate."
+    return (
+        Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
+        | Annotated[Collect, tyro.conf.subcommand("collect")]
+        | Annotated[Inspect, tyro.conf.subcommand("data")]
+        | Annotated[group, tyro.conf.subcommand("vpdd")]
+        | Annotated[Imagine, tyro.conf.subcommand("imagine")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
+    )

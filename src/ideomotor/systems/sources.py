@@ -1,0 +1,190 @@
+"""From a user's paths to what a stage learns from: open, decode once, split by episode, tokenize once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ideomotor.data.cache import cached, first_camera
+from ideomotor.data.formats import open_dataset
+from ideomotor.data.loader import ClipLoader
+from ideomotor.data.mixture import Source
+from ideomotor.data.signals import all_actions
+from ideomotor.data.token_cache import TokenCache
+from ideomotor.data.windows import WindowIndex, split
+from ideomotor.systems.vpdd import VIEW, VPDD, Stage
+from ideomotor.tokenizers.vqvae3d import VQVAE3D
+from ideomotor.training.checkpoint import fingerprint
+from ideomotor.training.run import Run
+from ideomotor.types import Dataset, Episode
+
+console = Console(stderr=True, soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which data sets a stage learns from, and how they are mixed."""
+
+    data: tuple[Path, ...]
+    """One or more data sets: LeRobot v3, annotated JSON, npz, or a folder of videos (see `ideomotor data inspect`)."""
+    weights: tuple[float, ...] = ()
+    """How often each data set is drawn from; equal by default."""
+    strides: tuple[int, ...] = ()
+    """Frames from one frame of a window to the next, one number a data set; video of few frames a second wants small
+    ones."""
+    cameras: tuple[str, ...] = ()
+    """Camera of each data set; its first by default."""
+    validation: float = 0.1
+    """Share of episodes held out (at least one of each data set); 0 holds out none."""
+    cache: Path = Path("runs/cache")
+    """Where decoded frames and tokens are kept, named by the fingerprints of data and tokenizer."""
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "strides", "cameras"):
+            given = getattr(self, name)
+            if given and len(given) != len(self.data):
+                raise ValueError(
+                    f"--{name} has {len(given)} values for {len(self.data)} data sets: give one each, or none"
+                )
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation is {self.validation}; wanted a share of the episodes in [0, 1)")
+
+
+class Sources(NamedTuple):
+    """What is learned from, and what is held out (empty where ``validation`` is 0)."""
+
+    train: list[Source]
+    validation: list[Source]
+
+
+class TrainingClips(NamedTuple):
+    """Sources, and where a frozen tokenizer is at work the tokens of all their windows."""
+
+    sources: list[Source]
+    tokens: list[TokenCache] | None = None
+    with_frames: bool = True
+    actions: bool = False
+
+    def loader(self, stage: Stage, run: Run) -> Callable[[int], ClipLoader]:
+        """Returns what ``Run.fit`` wants: batches from any step on, each a pure function of seed and step."""
+        return lambda start: ClipLoader(
+            self.sources,
+            stage.batch,
+            run.seed,
+            world_size=run.processes.world_size,
+            rank=run.processes.rank,
+            start=start,
+            with_frames=self.with_frames,
+            token_cache=self.tokens,
+            actions=self.actions,
+        )
+
+
+def open_episodes(path: Path) -> Sequence[Episode]:
+    """Returns the episodes of a data set, or the single one of a video file."""
+    if path.is_file():
+        dataset = open_dataset(path.parent)
+        wanted = [episode for episode in dataset.episodes if episode.id in (path.name, path.stem)]
+        if wanted:
+            return wanted
+        reasons = [entry.reason for entry in dataset.quarantined if Path(entry.path).name == path.name]
+        raise ValueError(f"{path} cannot be read: {reasons[0] if reasons else 'it is no video that ideomotor knows'}")
+    return open_dataset(path).episodes
+
+
+def open_sources(options: DataOptions, config: VPDD, stage: Stage, actions: bool = False) -> Sources:
+    """Opens, decodes what is not cached yet (with a progress bar), splits by episode, and says what was left out.
+
+    Raises:
+        ValueError: a data set cannot be read, or ``actions`` are wanted of one that has none.
+    """
+    train, validation = [], []
+    for number, path in enumerate(options.data):
+        dataset = open_dataset(path)
+        window = replace(config.window, every=stage.every)
+        if options.strides:
+            window = replace(window, stride=options.strides[number])
+        if actions and any(episode.read_actions is None for episode in dataset.episodes):
+            raise ValueError(f"{path} holds episodes without actions: fine-tune on demonstrations, pre-train on video")
+        camera = options.cameras[number] if options.cameras else first_camera(dataset)[0]
+        dataset = _cached(dataset, options.cache, config.size, camera)
+        _report_quarantine(dataset)
+        weight = options.weights[number] if options.weights else 1.0
+        learned, held = split(dataset, options.validation) if options.validation else (dataset, None)
+        train.append(Source(dataset=learned, weight=weight, window=window, cameras={VIEW: camera}))
+        if held is not None:
+            validation.append(replace(train[-1], dataset=held))
+    return Sources(train, validation)
+
+
+def _cached(dataset: Dataset, root: Path, size: int, camera: str) -> Dataset:
+    with bar("decode", dataset.name) as progress:
+        return cached(dataset, root, size, (camera,), progress=progress)
+
+
+def _report_quarantine(dataset: Dataset) -> None:
+    for entry in dataset.quarantined[:10]:
+        console.print(f"left out of {dataset.name}: {entry.path}: {entry.reason}", markup=False)
+    if len(dataset.quarantined) > 10:
+        console.print(
+            f"left out of {dataset.name}: {len(dataset.quarantined) - 10} more (ideomotor data inspect {dataset.path})",
+            markup=False,
+        )
+
+
+def tokenized(
+    sources: list[Source],
+    tokenizer: VQVAE3D,
+    config: VPDD,
+    root: Path,
+    with_frames: bool = True,
+    actions: bool = False,
+) -> TrainingClips:
+    """Returns the sources with the tokens of all their windows; what is not cached yet is encoded (progress bar)."""
+    tokenizer.eval()
+    bf16 = config.tokenizer_stage.optim.bf16
+
+    def encode(frames: UInt8[Tensor, "b t c h w"]) -> Int[Tensor, "b latent n"]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return tokenizer.encode(frames)
+
+    caches = []
+    for source in sources:
+        with bar("encode", source.dataset.name) as progress:
+            caches.append(
+                TokenCache.build(
+                    WindowIndex(source.dataset, source.window),
+                    root,
+                    encode,
+                    tokenizer=fingerprint(tokenizer, config.tokenizer),
+                    vocab=tokenizer.vocab,
+                    camera=source.camera_names()[VIEW],
+                    batch_size=64,
+                    progress=progress,
+                )
+            )
+    return TrainingClips(sources, caches, with_frames, actions)
+
+
+def recorded_actions(sources: Sequence[Source]) -> Float[Tensor, "n action"]:
+    """Returns the actions of all the sources' episodes, one after the other."""
+    return torch.from_numpy(np.concatenate([all_actions(source.dataset) for source in sources]))
+
+
+@contextmanager
+def bar(verb: str, name: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows a progress bar while something is prepared; yields what is to be told of done and total."""
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        line = progress.add_task(f"{verb} {name}", total=None)
+        yield lambda done, total: progress.update(line, completed=done, total=total)

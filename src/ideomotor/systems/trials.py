@@ -1,0 +1,134 @@
+"""Trials: an agent in a real world, on goals that it never saw, side by side and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from ideomotor.data.video_writing import write_video
+from ideomotor.envs.chunked import Chunked
+from ideomotor.envs.vector import ChunkedVector
+from ideomotor.envs.world import GOALS
+from ideomotor.evaluation.episodes import EpisodeResult, EpisodeSpec
+from ideomotor.evaluation.rollout import rollout
+from ideomotor.evaluation.statistics import wilson
+from ideomotor.systems.collection_worlds import WORLDS, make_world
+from ideomotor.types import Agent
+
+HELD_OUT = GOALS["test"]  # collection uses the others
+SLOTS = 40  # simulators side by side, shared by the tasks
+console = Console(stderr=True, soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What an agent sees (``context`` frames of ``size`` px, ``stride`` steps apart) and does (``execute`` actions)."""
+
+    camera: str
+    size: int
+    context: int
+    stride: int
+    execute: int
+
+
+def make_chunked(world: str, settings: Mapping[str, Any], task: str, view: View) -> Chunked:
+    """Returns one world, acted on in chunks; at the top level, because it is called in other processes."""
+    return Chunked(make_world(world, settings, task), context=view.context, stride=view.stride, chunk=view.execute)
+
+
+def roll_out(
+    agent: Agent,
+    view: View,
+    tasks: Sequence[str],
+    episodes: int,
+    log: Path,
+    workers: int = 2,
+    *,
+    world: Literal["metaworld", "toy"] = "metaworld",
+    arm: str = "policy",
+    seed: int = 0,
+    films: Path | None = None,
+    filmed: int = 2,
+) -> list[EpisodeResult]:
+    """Rolls an agent out on held-out goals, all tasks side by side; finished episodes in ``log`` are not run again.
+
+    Args:
+        agent: what acts.
+        view: what it looks at, and how much of a chunk it executes.
+        tasks: names of the world's tasks.
+        episodes: a task, each with a goal of its own that no demonstration had.
+        log: JSONL of results.
+        workers: simulator processes.
+        world: which simulator.
+        arm: name under which the log keeps the results.
+        seed: the training seed, for the log.
+        films: folder that gets mp4 videos of some episodes.
+        filmed: how many a task.
+
+    Raises:
+        ValueError: an unknown task, or more episodes than held-out goals.
+    """
+    goals = list(HELD_OUT)
+    if not 1 <= episodes <= len(goals):
+        raise ValueError(
+            f"episodes is {episodes}; {world} has {len(goals)} held-out goals a task: take 1 to {len(goals)}"
+        )
+    specs = [EpisodeSpec(task=task, seed=seed, goal=goal) for task in tasks for goal in goals[:episodes]]
+    slots = [task for task in tasks for _ in range(max(1, min(episodes, SLOTS // len(tasks))))]
+    settings = {"cameras": (WORLDS[world].camera,), "size": view.size, "goals": "test"}
+    makers = [partial(make_chunked, world, settings, task, view) for task in slots]
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ChunkedVector(makers, workers=workers) as vector, Progress(*columns, console=console, transient=True) as bar:
+        line = bar.add_task(f"roll-outs ({arm})", total=len(specs))
+
+        def film(result: EpisodeResult, frames: Mapping[str, UInt8[Tensor, "t c h w"]]) -> None:
+            assert films is not None
+            path = films / f"{result.task}-{result.goal}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            video = frames[WORLDS[world].camera]
+            write_video(
+                path, video.repeat_interleave(2, -1).repeat_interleave(2, -2), fps=WORLDS[world].fps / view.stride
+            )
+
+        return rollout(
+            agent,
+            vector,
+            specs,
+            slots=slots,
+            arm=arm,
+            log=log,
+            cameras={view.camera: WORLDS[world].camera},
+            execute=view.execute,
+            stride=view.stride,
+            record=[spec for spec in specs if films is not None and spec.goal in goals[:filmed]],
+            recorder=film,
+            done=lambda result: bar.advance(line),
+        )
+
+
+def success_table(results: Sequence[EpisodeResult]) -> Table:
+    """Returns successes a task with Wilson's 95 % intervals, for the terminal."""
+    table = Table("task", "episodes", "successes", "95 % interval", "steps", "CPU-ms a step")
+    for task in dict.fromkeys(result.task for result in results):
+        mine = [result for result in results if result.task == task]
+        estimate = wilson(sum(result.success for result in mine), len(mine))
+        steps = sum(result.steps for result in mine)
+        cost = 1000 * sum(result.inference_cpu_seconds for result in mine) / max(1, steps)
+        table.add_row(
+            task,
+            str(len(mine)),
+            str(sum(result.success for result in mine)),
+            f"{estimate.low:.2f} to {estimate.high:.2f}",
+            f"{steps / len(mine):.0f}",
+            f"{cost:.1f}",
+        )
+    return table
