@@ -16,6 +16,9 @@ from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.vpdd import PRESETS, VPDD
 
 console = Console(soft_wrap=True)
+ABOUT = """Robot policies learned from video: pre-train on video without actions, fine-tune on a few demonstrations, act.
+
+Start with `ideomotor quickstart`. Every verb explains itself: `ideomotor vpdd pretrain --help`."""
 
 
 class Command(Protocol):
@@ -321,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = [word for word in arguments if word != "--debug"]
     try:
         command = tyro.cli(
-            _commands(preset(_named_preset(arguments))), args=arguments, prog="ideomotor", description=__doc__
+            _commands(preset(_named_preset(arguments))), args=arguments, prog="ideomotor", description=ABOUT
         )
         getattr(command, "command", command).run()
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:

@@ -1,10 +1,13 @@
 """Stem, readout, token groups, text."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from ideomotor.layers.conv import PixelStem, PixelStemConfig
 from ideomotor.layers.resampler import SpatialReadout
-from ideomotor.layers.text import HashedWords, SentenceEncoder
+from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
 from ideomotor.layers.token_groups import TokenGroups
 
 
@@ -48,3 +51,25 @@ def test_text_encoders(make: type) -> None:
     assert vectors[2].abs().max() == 0
     assert torch.equal(vectors[0], vectors[3]) and torch.equal(vectors[0], make()(["open the drawer"])[0])
     assert vectors[0] @ vectors[1] < 0.9
+
+
+def test_a_clip_of_the_users_own_is_read_from_its_folder(tmp_path: Path) -> None:
+    """A tiny CLIP with random weights, saved as transformers saves them; real ones differ in size only."""
+    transformers = pytest.importorskip("transformers", reason="the text extra is not installed")
+    config = transformers.CLIPTextConfig(
+        vocab_size=600, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=12, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    transformers.CLIPTextModelWithProjection(config).save_pretrained(tmp_path)
+    letters = {letter: 4 + i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1} | letters | {f"{k}</w>": v + 26 for k, v in letters.items()}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    encode = ClipText(tmp_path)
+    vectors = encode(["open the drawer", "", "open the drawer", "x " * 200])
+    assert vectors.shape == (4, 12) and encode.width == 12
+    torch.testing.assert_close(vectors[[0, 3]].norm(dim=1), torch.ones(2))
+    assert vectors[1].abs().max() == 0 and torch.equal(vectors[0], vectors[2])
+    with pytest.raises(ValueError, match="holds no CLIP model"):
+        ClipText(tmp_path / "nothing")

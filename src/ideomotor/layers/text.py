@@ -45,6 +45,43 @@ class SentenceEncoder:
         return pooled / pooled.norm()
 
 
+class ClipText:
+    """The text tower of a CLIP model that the user has, through transformers; answers are remembered.
+
+    Frozen, and no ``nn.Module``. Source: Radford et al. 2021, arXiv 2103.00020; the projected embedding of the end token,
+    made unit length, over at most 77 tokens (cut by tokens, not by characters).
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """``folder``: a transformers CLIP folder (config, weights, tokenizer) on this machine.
+
+        Raises:
+            ValueError: there is no such model in the folder.
+        """
+        transformers = require("transformers", "text")
+        if not (Path(folder) / "config.json").is_file():
+            raise ValueError(f"{folder} holds no CLIP model (config.json): give a transformers model folder on this machine")
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = transformers.CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True)
+        self.model: nn.Module = model.eval().requires_grad_(False)
+        self.width = int(model.config.projection_dim)
+        self.known: dict[str, Float[Tensor, " d"]] = {}
+
+    @torch.no_grad()
+    def __call__(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Returns a unit vector a sentence; "" gives the zero vector (nothing is known)."""
+        for sentence in dict.fromkeys(sentences):
+            if sentence not in self.known:
+                self.known[sentence] = self._encode(sentence) if sentence.strip() else torch.zeros(self.width)
+        return torch.stack([self.known[sentence] for sentence in sentences])
+
+    def _encode(self, sentence: str) -> Float[Tensor, " d"]:
+        inputs = self.tokenizer([sentence], truncation=True, max_length=77, return_tensors="pt")
+        with torch.autocast("cpu", enabled=False):
+            vector = self.model(**inputs).text_embeds[0]
+        return vector / vector.norm()
+
+
 class HashedWords:
     """A stand-in encoder without weights: each word's hash picks a pseudo-random vector; their sum, made unit length.
 

@@ -25,7 +25,7 @@ from ideomotor.systems.collection_worlds import WORLDS, make_world
 from ideomotor.types import Agent
 
 HELD_OUT = GOALS["test"]  # collection uses the others
-SLOTS = 40  # simulators side by side, shared by the tasks
+SLOTS = 20  # simulators side by side, shared by the tasks
 console = Console(stderr=True, soft_wrap=True)
 
 

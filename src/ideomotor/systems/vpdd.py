@@ -55,7 +55,8 @@ class VPDD:
         shift: pixels by which the policy's pictures are moved at random in training.
         jitter: strength of random colour changes in training, 0 for none.
         save_every: training steps after which a stage's state is saved.
-        text: "sentence" (the packaged MiniLM) or "hashed" (no weights needed; for tests).
+        text: "sentence" (the packaged MiniLM, 384 wide), "hashed" (no weights; for tests), or the folder of a CLIP model
+            in the transformers layout (its projection_dim is then ``text_width`` of predictor and policy).
     """
 
     size: int = 96

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 
 from ideomotor.evaluation.episodes import EpisodeResult
-from ideomotor.layers.text import HashedWords, SentenceEncoder
+from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
 from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, recorded_actions, tokenized
@@ -38,8 +38,20 @@ class Models(NamedTuple):
 
 
 def text_encoder(config: VPDD) -> TextEncoder:
-    """Returns the encoder that the config names."""
-    return SentenceEncoder() if config.text == "sentence" else HashedWords()
+    """Returns the encoder that the config names.
+
+    Raises:
+        ValueError: its vectors are not as wide as the predictor or the policy expects.
+    """
+    encoders = {"sentence": SentenceEncoder, "hashed": HashedWords}
+    encoder = encoders[config.text]() if config.text in encoders else ClipText(config.text)
+    for part, width in (("predictor", config.predictor.text_width), ("policy", config.policy.text_width)):
+        if width != encoder.width:
+            raise ValueError(
+                f"text encoder {config.text!r} gives vectors of width {encoder.width}, and the {part} expects {width}: "
+                f"set --{part}.text-width {encoder.width}"
+            )
+    return encoder
 
 
 @dataclass(frozen=True, kw_only=True)
