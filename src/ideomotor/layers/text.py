@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,7 @@ class SentenceEncoder:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         """``folder``: a transformers model folder; by default the one inside the package."""
-        transformers = require("transformers", "text")
+        transformers = _transformers()
         path = Path(folder) if folder is not None else _packaged_model()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         self.model: nn.Module = transformers.AutoModel.from_pretrained(path, local_files_only=True).eval().requires_grad_(False)
@@ -58,7 +59,7 @@ class ClipText:
         Raises:
             ValueError: there is no such model in the folder.
         """
-        transformers = require("transformers", "text")
+        transformers = _transformers()
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"{folder} holds no CLIP model (config.json): give a transformers model folder on this machine")
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -101,6 +102,12 @@ class HashedWords:
             seed = int.from_bytes(word.encode()[:7], "little")
             total += torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
         return total / total.norm().clamp(min=1e-6)
+
+
+def _transformers() -> ModuleType:
+    transformers = require("transformers", "text")
+    transformers.utils.logging.disable_progress_bar()  # a bar for a second of loading would break a stage's own
+    return transformers
 
 
 def _packaged_model() -> Path:
