@@ -1,0 +1,101 @@
+"""What every reader asks of its files: which there are, whether their numbers are sound, whether they fit together."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from ideomotor.types import Episode, Quarantined
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+def files_below(root: Path, suffixes: Sequence[str] = ()) -> tuple[list[Path], list[Quarantined]]:
+    """Returns the files in ``root`` and below, sorted, and the folders that could not be listed.
+
+    Hidden names (a leading dot) are passed over; links to folders are followed, each folder once.
+
+    Args:
+        root: a folder, or a single file.
+        suffixes: lower-case endings to keep, e.g. ``(".mp4",)``; all by default.
+    """
+    if root.is_file():
+        return [root], []
+    found: list[Path] = []
+    unlisted: list[Quarantined] = []
+    seen: set[str] = set()
+
+    def refused(error: OSError) -> None:
+        unlisted.append(Quarantined(path=str(error.filename), reason=f"cannot be listed ({error.strerror})"))
+
+    for folder, names, files in os.walk(root, followlinks=True, onerror=refused):
+        real = os.path.realpath(folder)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names[:] = [name for name in names if not name.startswith(".")]
+        found += [
+            Path(folder, name)
+            for name in files
+            if not name.startswith(".") and (not suffixes or Path(name).suffix.lower() in suffixes)
+        ]
+    return sorted(found), unlisted
+
+
+def fingerprint(root: Path, files: Iterable[Path], reader: str) -> str:
+    """Returns a digest of the reader and of every file's name, size and modification time. Contents are not read."""
+    digest = hashlib.sha256(reader.encode())
+    for file in sorted(files):
+        name = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+        digest.update(f"\0{name}\0".encode(errors="surrogateescape"))
+        if file.exists():
+            stat = file.stat()
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:32]
+
+
+def in_threads(function: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+    """Returns ``function`` of every item, in order; the reading of many small files overlaps."""
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(function, items))
+
+
+def unsound(rows: Float[np.ndarray, "t width"], what: str) -> str:
+    """Returns what is wrong with a table of numbers, naming the first bad row; "" where nothing is."""
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if not bad.size:
+        return ""
+    more = f" (and {bad.size - 1} more rows)" if bad.size > 1 else ""
+    return f"row {bad[0]} of the {what} holds {rows[bad[0]][~np.isfinite(rows[bad[0]])][0]}{more}"
+
+
+def of_one_width(
+    episodes: Sequence[tuple[Episode, int | None]],
+) -> tuple[tuple[Episode, ...], list[Quarantined]]:
+    """Keeps the episodes whose actions are as wide as most episodes' are, and those without actions.
+
+    Args:
+        episodes: each with the width of its actions, None where it has none. Of two widths equally frequent the one
+            met first is taken.
+    """
+    widths = Counter(width for _, width in episodes if width is not None)
+    if not widths:
+        return tuple(episode for episode, _ in episodes), []
+    usual, count = widths.most_common(1)[0]
+    kept = tuple(episode for episode, width in episodes if width in (None, usual))
+    odd = [
+        Quarantined(path=episode.id, reason=f"has actions of width {width}; {count} other episodes have width {usual}")
+        for episode, width in episodes
+        if width not in (None, usual)
+    ]
+    return kept, odd

@@ -1,0 +1,241 @@
+"""Episodes as compressed numpy files, one ``.npz`` each: two layouts that published code bases use.
+
+**Episodes of pictures** (BAIR and its like): one or more arrays ``(t, h, w, 3)``, each a camera under its own key
+(``image``, ``aux1_image``), and perhaps ``action (t, a)``: row ``i`` is taken at frame ``i``.
+
+**Replay episodes** (Meta-World demonstrations): ``observation (t, 3 k, h, w)``, the last ``k`` RGB pictures stacked,
+oldest first; the newest is the frame. ``action (t, a)``: row ``i`` is the action that *led to* frame ``i``, and row 0,
+before which nothing happened, is zero. Rows are moved up by one, so that row ``i`` of ``read_actions`` is taken *at*
+frame ``i``; at the last frame nothing was recorded, and the last action is repeated. ``reward`` and ``discount`` are not
+read. Actions come out as recorded, which in these files can be far outside -1..1.
+
+In both, ``state`` or ``proprio`` ``(t, s)`` is the robot's state. Pictures are uint8; whole numbers of another type are
+taken where all lie in 0..255. The instruction is the name of the file's folder below the data set's, ``door-lock``
+becoming "door lock"; "" for files that lie in the data set's folder itself. Files record no frame rate: ``read`` is told.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from ideomotor.data.formats.checks import files_below, fingerprint, in_threads, of_one_width, unsound
+from ideomotor.data.video import VIDEO_SUFFIXES
+from ideomotor.types import Dataset, Episode, Quarantined
+
+WANTED = "numpy episodes (.npz) with pictures"
+
+FPS = 10.0
+"""Frames per second where nobody says otherwise."""
+
+_VERSION = "npz 1"
+_SPLITS = ("train", "training", "val", "valid", "validation", "test", "eval")
+
+
+class _Unfit(ValueError):
+    """Why an episode is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzFrames:
+    """One array of pictures in an npz file (the ``Frames`` protocol); the file is read when frames are asked for.
+
+    Attributes:
+        path: the file.
+        key: name of the array in it.
+        shape: ``(t, 3, h, w)`` of what comes out.
+        channels_first: whether the array is ``t c h w``, of whose channels the last three are taken.
+    """
+
+    path: Path
+    key: str
+    shape: tuple[int, int, int, int]
+    channels_first: bool
+
+    def read(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[Tensor, "t 3 h w"]:
+        """Returns those frames in the order asked for, resized to ``size`` (height, width): the mean over the area of
+        each new pixel when shrinking, linear between pixels when growing.
+
+        Raises:
+            IndexError: an index is outside ``0..t-1``.
+            ValueError: the file is damaged.
+        """
+        wrong = [index for index in indices if not 0 <= index < self.shape[0]]
+        if wrong:
+            raise IndexError(f"frame {wrong[0]} of {self.path}: it has frames 0..{self.shape[0] - 1}")
+        pictures = _array(self.path, self.path.stat().st_mtime_ns, self.key)[np.asarray(indices, dtype=np.int64)]
+        pictures = pictures[:, -3:] if self.channels_first else pictures.transpose(0, 3, 1, 2)
+        frames = torch.from_numpy(np.ascontiguousarray(pictures).astype(np.uint8, copy=False))
+        if size is None or size == self.shape[2:]:
+            return frames
+        shrinks = size[0] <= self.shape[2] and size[1] <= self.shape[3]
+        resized = functional.interpolate(frames.float(), size, mode="area" if shrinks else "bilinear")
+        return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzRows:
+    """Reads a table of an npz file when called; moved up by one row where ``shifted``, the last row repeated."""
+
+    path: Path
+    key: str
+    shifted: bool = False
+
+    def __call__(self) -> Float32[np.ndarray, "t width"]:
+        rows = _array(self.path, self.path.stat().st_mtime_ns, self.key).astype(np.float32)
+        return np.concatenate([rows[1:], rows[len(rows) - 1 :]]) if self.shifted else rows
+
+
+def sniff(path: Path) -> bool:
+    """Says whether ``path`` is an npz file, or a folder with one in it or below and no video."""
+    suffixes = {file.suffix.lower() for file in files_below(path)[0]}
+    return ".npz" in suffixes and not suffixes.intersection(VIDEO_SUFFIXES)
+
+
+def read(path: Path, fps: float = FPS) -> Dataset:
+    """Opens a folder of npz episodes (or a single file); uint8 pictures are not read before they are asked for.
+
+    Quarantined are: a file that is no npz, holds no pictures or pickled objects, pictures that do not fit 0..255, rows
+    that do not fit the frames, NaN or infinite numbers, and actions of another width than most episodes have.
+
+    Args:
+        path: the folder.
+        fps: frames per second of every episode.
+    """
+    files, unlisted = files_below(path, (".npz",))
+    root = path if path.is_dir() else path.parent
+    opened = in_threads(partial(_opened, root, fps), files)
+    episodes, odd = of_one_width([item for item in opened if not isinstance(item, Quarantined)])
+    return Dataset(
+        name=path.resolve().name,
+        path=path,
+        format="npz",
+        episodes=episodes,
+        quarantined=(*unlisted, *(item for item in opened if isinstance(item, Quarantined)), *odd),
+        fingerprint=fingerprint(root, files, f"{_VERSION} {fps}"),
+    )
+
+
+def _opened(root: Path, fps: float, file: Path) -> tuple[Episode, int | None] | Quarantined:
+    try:
+        return _episode(root, fps, file)
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror})"
+    except ValueError as error:
+        reason = str(error)
+    return Quarantined(path=file.relative_to(root).as_posix(), reason=reason)
+
+
+def _episode(root: Path, fps: float, file: Path) -> tuple[Episode, int | None]:
+    headers = _headers(file)
+    pickled = [key for key, (_, dtype) in headers.items() if dtype.hasobject]
+    if pickled:
+        raise _Unfit(f"holds pickled objects ({', '.join(pickled)}), which are not opened: they can run code")
+    cameras = {key: frames for key, head in headers.items() if (frames := _frames(file, key, *head))}
+    if not cameras:
+        there = ", ".join(f"{key} {shape}" for key, (shape, _) in headers.items()) or "nothing"
+        raise _Unfit(f"holds no pictures: wanted an array (t, h, w, 3) or (t, 3 k, h, w); found {there}")
+    lengths = {key: frames.shape[0] for key, frames in cameras.items()}
+    length = next(iter(lengths.values()))
+    if len(set(lengths.values())) > 1 or not length:
+        raise _Unfit(f"has {', '.join(f'{count} frames of {key}' for key, count in lengths.items())}")
+    for key in cameras:
+        _check_range(file, key, headers[key][1])
+    action = next((key for key in ("action", "actions") if key in headers), "")
+    state = next((key for key in ("state", "proprio") if key in headers), "")
+    replay = "observation" in cameras
+    width = _width(file, action, "actions", length, zero_first=replay)
+    _width(file, state, "states", length)
+    folder = file.parent.name if file.parent != root else ""
+    episode = Episode(
+        id=file.relative_to(root).with_suffix("").as_posix(),
+        text="" if folder.lower() in _SPLITS else folder.replace("-", " ").replace("_", " "),
+        fps=fps,
+        length=length,
+        frames=cameras,
+        read_actions=NpzRows(path=file, key=action, shifted=replay) if action else None,
+        read_proprio=NpzRows(path=file, key=state) if state else None,
+    )
+    return episode, width
+
+
+def _frames(file: Path, key: str, shape: tuple[int, ...], dtype: np.dtype) -> NpzFrames | None:
+    """How to read an array as pictures; None where it is no picture."""
+    if len(shape) != 4 or 0 in shape[1:]:
+        return None
+    if shape[3] == 3:
+        return NpzFrames(path=file, key=key, shape=(shape[0], 3, shape[1], shape[2]), channels_first=False)
+    if shape[1] % 3 == 0:
+        return NpzFrames(path=file, key=key, shape=(shape[0], 3, shape[2], shape[3]), channels_first=True)
+    return None
+
+
+def _check_range(file: Path, key: str, dtype: np.dtype) -> None:
+    if dtype == np.uint8:
+        return
+    if dtype.kind not in "iu":
+        raise _Unfit(f"has pictures {key!r} of type {dtype}; wanted uint8, or whole numbers in 0..255")
+    pictures = _array(file, file.stat().st_mtime_ns, key)
+    low, high = int(pictures.min()), int(pictures.max())
+    if low < 0 or high > 255:
+        raise _Unfit(f"has pictures {key!r} with values {low}..{high}; wanted 0..255")
+
+
+def _width(file: Path, key: str, what: str, length: int, zero_first: bool = False) -> int | None:
+    """Checks a table and returns its width; None where there is none."""
+    if not key:
+        return None
+    rows = _array(file, file.stat().st_mtime_ns, key)
+    if rows.ndim != 2 or len(rows) != length or rows.dtype.kind not in "fiu":
+        raise _Unfit(
+            f"has {what} of shape {rows.shape} and type {rows.dtype}; wanted {length} rows of numbers, as frames"
+        )
+    wrong = unsound(rows.astype(np.float32), what)
+    if wrong:
+        raise _Unfit(wrong)
+    if zero_first and rows[0].any():
+        raise _Unfit(
+            f"row 0 of the {what} is {rows[0].tolist()}; beside 'observation' a row is the action that led to its frame, "
+            "and before frame 0 there was none: wanted zeros"
+        )
+    return rows.shape[1]
+
+
+def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of every array in a file, without unpacking any."""
+    found = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    version = np.lib.format.read_magic(member)
+                    reader = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = reader(member)
+                    found[name.removesuffix(".npy")] = (shape, dtype)
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise _Unfit(f"is cut short, damaged or no npz file ({error})") from error
+    return found
+
+
+@lru_cache(maxsize=16)
+def _array(file: Path, mtime_ns: int, key: str) -> np.ndarray:
+    """One array of a file; the last few are kept, because an episode is read window by window."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays[key]
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{file}: array {key!r} is damaged ({error})") from error
