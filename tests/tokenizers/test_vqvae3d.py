@@ -39,7 +39,7 @@ def test_it_overfits_one_batch(tokenizer: VQVAE3D) -> None:
     clip = Clip(frames={"main": coarse.repeat_interleave(8, 3).repeat_interleave(8, 4).repeat(1, 4, 1, 1, 1)}, text=("",) * 4)
     optimizer = torch.optim.Adam(tokenizer.parameters(), lr=3e-3)
     first = None
-    for _ in range(120):
+    for _ in range(200):
         losses = tokenizer(clip)
         first = losses.terms["reconstruction"] if first is None else first
         optimizer.zero_grad()

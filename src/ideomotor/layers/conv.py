@@ -1,5 +1,11 @@
-"""Convolutional parts: a residual block, and the stem with which a policy looks at pixels."""
+"""Convolutional parts: folding instead of strides, a residual block, and the stem with which a policy looks at pixels.
 
+Resolution changes by folding neighbours into channels and a linear map, not by strided convolutions: a matrix product is
+quicker, and the backward pass of a strided bf16 convolution on two CPU threads stalls for half a second whenever
+another process wants a core (docs/log.md, 2026-11-21).
+"""
+
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,14 +21,47 @@ class PixelStemConfig:
     Attributes:
         frames: how many of the newest frames are stacked on the colour axis.
         patch: pixels of a patch's side are folded into channels first, which is cheap and loses nothing.
-        widths: channels of the first convolution, and after each halving of the resolution.
-        blocks: residual blocks at each resolution after the first.
+        widths: channels at the patch's resolution, and after each halving of it.
+        blocks: residual blocks at each resolution after the first, which has one.
     """
 
     frames: int = 1
     patch: int = 4
     widths: tuple[int, ...] = (64, 128, 128)
     blocks: int = 1
+
+
+class Fold(nn.Module):
+    """Folds ``step`` neighbours an axis into channels and maps them linearly: resolution down, channels free."""
+
+    def __init__(self, before: int, after: int, step: tuple[int, ...]) -> None:
+        super().__init__()
+        self.step = step
+        self.linear = nn.Linear(before * math.prod(step), after)
+
+    def forward(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b d *folded"]:
+        """Returns the coarser map, channels last in memory."""
+        if len(self.step) == 2:
+            folded = rearrange(x, "b c (h y) (w x) -> b h w (c y x)", y=self.step[0], x=self.step[1])
+            return rearrange(self.linear(folded), "b h w d -> b d h w")
+        time, rows, columns = self.step
+        folded = rearrange(x, "b c (t z) (h y) (w x) -> b t h w (c z y x)", z=time, y=rows, x=columns)
+        return rearrange(self.linear(folded), "b t h w d -> b d t h w")
+
+
+class Unfold(nn.Module):
+    """The way back: a linear map to ``step`` neighbours an axis, unfolded: resolution up (time, height, width)."""
+
+    def __init__(self, before: int, after: int, step: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.step = step
+        self.linear = nn.Linear(before, after * math.prod(step))
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d time height width"]:
+        """Returns the finer map."""
+        time, rows, columns = self.step
+        wide = self.linear(rearrange(x, "b c t h w -> b t h w c"))
+        return rearrange(wide, "b t h w (d z y x) -> b d (t z) (h y) (w x)", z=time, y=rows, x=columns)
 
 
 class ResidualBlock(nn.Module):
@@ -46,10 +85,10 @@ class PixelStem(nn.Module):
     def __init__(self, config: PixelStemConfig) -> None:
         super().__init__()
         self.config = config
-        first = config.widths[0]
-        parts: list[nn.Module] = [nn.Conv2d(3 * config.frames * config.patch**2, first, 3, padding=1)]
+        patch = (config.patch, config.patch)
+        parts: list[nn.Module] = [Fold(3 * config.frames, config.widths[0], patch), ResidualBlock(config.widths[0])]
         for before, after in pairwise(config.widths):
-            parts += [nn.GroupNorm(8, before), nn.SiLU(), nn.Conv2d(before, after, 4, stride=2, padding=1)]
+            parts += [nn.GroupNorm(8, before), nn.SiLU(), Fold(before, after, (2, 2))]
             parts += [ResidualBlock(after) for _ in range(config.blocks)]
         parts += [nn.GroupNorm(8, config.widths[-1]), nn.SiLU()]
         self.body = nn.Sequential(*parts).to(memory_format=channels_last)  # AMX convolutions want channels last
@@ -61,8 +100,8 @@ class PixelStem(nn.Module):
     def forward(self, frames: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b n d"]:
         """Returns the tokens of the newest frames; pixels are scaled to [-1, 1] here."""
         if frames.shape[1] < self.config.frames:
-            raise ValueError(f"the stem looks at {self.config.frames} frames and got {frames.shape[1]}: lengthen the context")
-        newest = frames[:, -self.config.frames :]
-        patch = self.config.patch
-        folded = rearrange(newest.float() / 127.5 - 1, "b t c (h y) (w x) -> b (t c y x) h w", y=patch, x=patch)
-        return rearrange(self.body(folded.contiguous(memory_format=channels_last)), "b d h w -> b (h w) d")
+            raise ValueError(
+                f"the stem looks at {self.config.frames} frames and got {frames.shape[1]}: lengthen the context"
+            )
+        newest = rearrange(frames[:, -self.config.frames :], "b t c h w -> b (t c) h w")
+        return rearrange(self.body(newest.float() / 127.5 - 1), "b d h w -> b (h w) d")

@@ -40,6 +40,7 @@ METAWORLD = {
     "simulator": "Meta-World v3",
     "camera": "corner2, the middle 260 of 480 px",
     "observations": "images and the instruction; no state",
+    "episode": "at most 200 steps; success at any step",
 }
 DEFAULT_TASKS = {
     "metaworld": ("button-press-topdown", "drawer-open", "door-open", "window-open", "plate-slide"),
@@ -267,7 +268,6 @@ def _protocol(config: QuickstartConfig, rows: Sequence[EpisodeResult]) -> dict[s
         "pre-training": pretraining,
         "fine-tuning": f"{n} expert demonstrations a task",
         "control": "the same fine-tuning without pre-training: the same policy, pixels and text only",
-        "episode": "at most 200 steps; success at any step",
         "evaluation": f"{config.episodes} episodes a task, both arms on the same goals",
         "training seeds": [config.seed],
     }

@@ -74,16 +74,16 @@ class VPDD:
     )
     policy: DiscreteDiffusionPolicyConfig = field(default_factory=DiscreteDiffusionPolicyConfig)
     tokenizer_stage: Stage = field(
-        default_factory=lambda: Stage(steps=650, batch=32, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True))
+        default_factory=lambda: Stage(steps=550, batch=32, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True))
     )
     pretrain_stage: Stage = field(
         default_factory=lambda: Stage(
-            steps=800, batch=64, every=2, optim=OptimConfig(lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98), bf16=True)
+            steps=600, batch=64, every=2, optim=OptimConfig(lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98), bf16=True)
         )
     )
     finetune_stage: Stage = field(
         default_factory=lambda: Stage(
-            steps=2000, batch=32, optim=OptimConfig(lr=1e-3, weight_decay=0.05, ema=0.995, bf16=True)
+            steps=1600, batch=32, optim=OptimConfig(lr=1e-3, weight_decay=0.05, ema=0.995, bf16=True)
         )
     )
 

@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from ideomotor.layers.conv import Fold, Unfold
 from ideomotor.layers.quantize import FSQ, EMACodebook
 from ideomotor.types import Clip, Losses
 
@@ -46,7 +47,9 @@ class VQVAE3DConfig:
     def __post_init__(self) -> None:
         for stride, patch in zip(self.strides, self.patch, strict=True):
             if min(stride, patch) < 1 or stride & (stride - 1) or patch & (patch - 1) or patch > stride:
-                raise ValueError(f"strides {self.strides} and patch {self.patch} must be powers of two, no patch above its stride")
+                raise ValueError(
+                    f"strides {self.strides} and patch {self.patch} must be powers of two, no patch above its stride"
+                )
         if len(self.widths) != len(self.halvings) + 1:
             raise ValueError(
                 f"strides {self.strides} after patch {self.patch} need {len(self.halvings)} halvings, so "
@@ -73,15 +76,14 @@ class VQVAE3D(nn.Module):
         self.config = config
         self.codebook = FSQ(config.levels) if config.codebook == "fsq" else EMACodebook(config.codes, config.code_width)
         first, wide = config.widths[0], config.widths[-1]
-        folded = 3 * config.patch[0] * config.patch[1] * config.patch[2]
-        down: list[nn.Module] = [nn.Conv3d(folded, first, 1), _Residual(first)]
-        up: list[nn.Module] = [nn.Conv3d(self.codebook.width, wide, 1)] + [_Residual(wide) for _ in range(config.blocks)]
+        down: list[nn.Module] = [Fold(3, first, config.patch), _Residual(first)]
+        up: list[nn.Module] = [_linear(self.codebook.width, wide)] + [_Residual(wide) for _ in range(config.blocks)]
         for step, before, after in zip(config.halvings, config.widths[:-1], config.widths[1:], strict=True):
-            down += [nn.SiLU(), _strided(before, after, step)]
+            down += [nn.SiLU(), Fold(before, after, step)]
         for step, before, after in zip(config.halvings[::-1], config.widths[:0:-1], config.widths[-2::-1], strict=True):
-            up += [nn.SiLU(), _strided(before, after, step, transposed=True)]
-        down += [_Residual(wide) for _ in range(config.blocks)] + [nn.SiLU(), nn.Conv3d(wide, self.codebook.width, 1)]
-        up += [_Residual(first), nn.SiLU(), nn.Conv3d(first, folded, 1)]
+            up += [nn.SiLU(), Unfold(before, after, step)]
+        down += [_Residual(wide) for _ in range(config.blocks)] + [nn.SiLU(), _linear(wide, self.codebook.width)]
+        up += [_Residual(first), nn.SiLU(), Unfold(first, 3, config.patch)]
         self.encoder = nn.Sequential(*down).to(memory_format=torch.channels_last_3d)
         self.decoder = nn.Sequential(*up).to(memory_format=torch.channels_last_3d)
 
@@ -111,11 +113,15 @@ class VQVAE3D(nn.Module):
         return rearrange(ids, "b latent h w -> b latent (h w)")
 
     @torch.no_grad()
-    def decode(self, tokens: Int[Tensor, "b latent n"], grid: tuple[int, int] | None = None) -> UInt8[Tensor, "b t c h w"]:
+    def decode(
+        self, tokens: Int[Tensor, "b latent n"], grid: tuple[int, int] | None = None
+    ) -> UInt8[Tensor, "b t c h w"]:
         """Returns the video those tokens stand for; ``grid`` is needed where it is not square."""
         rows, columns = grid or (round(tokens.shape[-1] ** 0.5),) * 2
         if rows * columns != tokens.shape[-1]:
-            raise ValueError(f"{tokens.shape[-1]} tokens a latent frame do not fill a grid of {rows}x{columns}: give the grid")
+            raise ValueError(
+                f"{tokens.shape[-1]} tokens a latent frame do not fill a grid of {rows}x{columns}: give the grid"
+            )
         codes = self.codebook.lookup(rearrange(tokens, "b latent (h w) -> b latent h w", h=rows))
         return ((self._paint(codes) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
@@ -146,15 +152,11 @@ class VQVAE3D(nn.Module):
                 "take a window whose length is a multiple"
             )
         self.grid(*frames.shape[-2:])
-        time, rows, columns = self.config.patch
-        folded = rearrange(_scaled(frames), "b (t x) c (h y) (w z) -> b (c x y z) t h w", x=time, y=rows, z=columns)
-        return rearrange(self.encoder(folded.contiguous(memory_format=torch.channels_last_3d)), "b d t h w -> b t h w d")
+        pixels = rearrange(_scaled(frames), "b t c h w -> b c t h w")
+        return rearrange(self.encoder(pixels), "b d t h w -> b t h w d")
 
     def _paint(self, codes: Float[Tensor, "b latent h w d"]) -> Float[Tensor, "b t c h w"]:
-        time, rows, columns = self.config.patch
-        latents = rearrange(codes, "b t h w d -> b d t h w").contiguous(memory_format=torch.channels_last_3d)
-        folded = self.decoder(latents)
-        return rearrange(folded, "b (c x y z) t h w -> b (t x) c (h y) (w z)", x=time, y=rows, z=columns)
+        return rearrange(self.decoder(rearrange(codes, "b t h w d -> b d t h w")), "b c t h w -> b t c h w")
 
 
 class _Residual(nn.Module):
@@ -173,9 +175,6 @@ def _scaled(frames: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
     return frames.float() / 127.5 - 1
 
 
-def _strided(channels: int, width: int, step: tuple[int, int, int], transposed: bool = False) -> nn.Module:
-    """A convolution that halves (or doubles) exactly the axes whose step is 2."""
-    kernel = tuple(4 if part == 2 else 1 for part in step)
-    padding = tuple(1 if part == 2 else 0 for part in step)
-    convolution = nn.ConvTranspose3d if transposed else nn.Conv3d
-    return convolution(channels, width, kernel, stride=step, padding=padding)
+def _linear(before: int, after: int) -> Fold:
+    """A linear map at every place."""
+    return Fold(before, after, (1, 1, 1))
