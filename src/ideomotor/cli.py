@@ -16,7 +16,7 @@ from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.vpdd import PRESETS, VPDD
 
 console = Console(soft_wrap=True)
-ABOUT = """Robot policies learned from video: pre-train on video without actions, fine-tune on a few demonstrations, act.
+ABOUT = """Robot policies learned from video: pre-train on video without actions, fine-tune on few demonstrations, act.
 
 Start with `ideomotor quickstart`. Every verb explains itself: `ideomotor vpdd pretrain --help`."""
 
@@ -59,7 +59,8 @@ class Quickstart:
 
     def run(self) -> None:
         """Does it."""
-        from ideomotor.systems.quickstart import DEFAULT_TASKS, QuickstartConfig, quickstart
+        from ideomotor.systems.quickstart import quickstart
+        from ideomotor.systems.quickstart_report import DEFAULT_TASKS, QuickstartConfig
 
         config = QuickstartConfig(
             world=self.world,
@@ -299,7 +300,7 @@ class Report:
 
     def run(self) -> None:
         """Does it."""
-        from ideomotor.systems.quickstart import report_of
+        from ideomotor.systems.quickstart_report import report_of
 
         console.print(f"report: {report_of(self.run_dir)}")
 
@@ -327,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
             _commands(preset(_named_preset(arguments))), args=arguments, prog="ideomotor", description=ABOUT
         )
         getattr(command, "command", command).run()
-    except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError, RuntimeError) as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from ideomotor.evaluation import report
-from ideomotor.evaluation.episodes import EpisodeResult, read_log
+from ideomotor.data.mixture import Source
 from ideomotor.systems.collection import CollectionConfig, collect_with_progress
 from ideomotor.systems.collection_worlds import WORLDS
 from ideomotor.systems.imagination import imagine_held_out
+from ideomotor.systems.quickstart_report import (
+    ARMS,
+    FULL_BUDGET,
+    STAGES,
+    QuickstartConfig,
+    report_of,
+    stages_of,
+)
 from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, tokenized
 from ideomotor.systems.vpdd import VPDD, Stage
 from ideomotor.systems.vpdd_stages import (
@@ -35,43 +43,7 @@ from ideomotor.training.checkpoint import write_json
 from ideomotor.training.config import config_from_json, config_to_json
 from ideomotor.training.run import Run
 
-FULL_BUDGET = 25.0  # minutes that the preset's steps are meant for, on two idle cores
-METAWORLD = {
-    "simulator": "Meta-World v3",
-    "camera": "corner2, the middle 260 of 480 px",
-    "observations": "images and the instruction; no state",
-    "episode": "at most 200 steps; success at any step",
-}
-DEFAULT_TASKS = {
-    "metaworld": ("button-press-topdown", "drawer-open", "door-open", "window-open", "plate-slide"),
-    "toy": ("red", "green", "blue"),
-}
-ARMS = {"pretrained": "finetune", "control": "control"}
-STAGES = ("collect", "tokenizer", "pretrain", "finetune", "evaluate", "control", "evaluate-control", "imagine")
-
 console = Console(soft_wrap=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuickstartConfig:
-    """What is to be tried; see ``ideomotor quickstart --help``."""
-
-    world: Literal["metaworld", "toy"] = "metaworld"
-    tasks: tuple[str, ...] = DEFAULT_TASKS["metaworld"]
-    budget_minutes: float = FULL_BUDGET
-    videos: Path | None = None
-    demonstrations: int = 20
-    episodes: int = 20
-    seed: int = 0
-    preset: str = "fast"
-
-    def __post_init__(self) -> None:
-        if self.budget_minutes <= 0:
-            raise ValueError(f"budget_minutes is {self.budget_minutes}; wanted a number above 0")
-        if not 1 <= self.episodes <= 20:
-            raise ValueError(f"episodes is {self.episodes}; a task has 20 held-out goals: take 1 to 20")
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"tasks are {self.tasks}; wanted one or more, each once")
 
 
 def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 2) -> Path:
@@ -83,7 +55,6 @@ def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 
     model = within_budget(model, config.budget_minutes)
     model = replace(model, policy=replace(model.policy, action_width=len(WORLDS[config.world].actions)))
     claim(config, model, out)
-    cache = out / "cache"
     with stage(out, "collect", config.seed) as run:
         if not run.finished:
             # As many expert as other videos, and twice as much video without actions as with.
@@ -102,8 +73,15 @@ def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 
                     workers=workers,
                 )
             )
-    video = DataOptions(data=(out / "data" / "video", *([config.videos] if config.videos else [])), cache=cache)
-    demonstrations = DataOptions(data=(out / "data" / "demonstrations",), cache=cache, validation=0.0)
+    with one_thread(), beside(out, workers):
+        pretrained_arm(config, model, out, workers)
+    return report_of(out)
+
+
+def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: int) -> None:
+    """Tokenizer, pre-training on the actionless video, fine-tuning on the demonstrations, roll-outs, imagination."""
+    videos = (out / "data" / "video", *([config.videos] if config.videos else []))
+    video = DataOptions(data=videos, cache=out / "cache")
     with stage(out, "tokenizer", config.seed, model) as run:
         if not run.finished:
             train_tokenizer(model, TrainingClips(open_sources(video, model, model.tokenizer_stage).train), run)
@@ -111,41 +89,109 @@ def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 
     with stage(out, "pretrain", config.seed, model) as run:
         if not run.finished:
             seen = open_sources(video, model, model.pretrain_stage).train
-            pretrain(model, tokenized(seen, tokenizer, model, cache, with_frames=False), tokenizer, run)
+            pretrain(model, tokenized(seen, tokenizer, model, video.cache, with_frames=False), tokenizer, run)
     predictor = load_models(out / "pretrain").predictor
     with stage(out, "finetune", config.seed, model) as run:
         if not run.finished:
-            shown = open_sources(demonstrations, model, model.finetune_stage, actions=True).train
-            finetune(model, tokenized(shown, tokenizer, model, cache, actions=True), tokenizer, predictor, run)
+            shown = demonstrations(out, model)
+            finetune(model, tokenized(shown, tokenizer, model, video.cache, actions=True), tokenizer, predictor, run)
     with stage(out, "evaluate", config.seed) as run:
         if not run.finished:
             try_out(config, out, "pretrained", workers)
-    plain = without_foresight(model)
-    with stage(out, "control", config.seed, plain) as run:
-        if not run.finished:
-            shown = open_sources(demonstrations, plain, plain.finetune_stage, actions=True).train
-            finetune(plain, TrainingClips(shown, actions=True), None, None, run)
-    with stage(out, "evaluate-control", config.seed) as run:
-        if not run.finished:
-            try_out(config, out, "control", workers)
     with stage(out, "imagine", config.seed) as run:
         if not run.finished:
             held_out = open_sources(video, model, model.pretrain_stage).validation
             imagine_held_out(load_models(out / "pretrain"), held_out, run.dir)
-    return report_of(out)
+
+
+def control_arm(out: Path, workers: int) -> None:
+    """The same fine-tuning without pre-training, and its roll-outs; settings are those noted in ``out``."""
+    then = json.loads((out / "quickstart.json").read_text())
+    config = config_from_json(QuickstartConfig, then["quickstart"])
+    model = without_foresight(config_from_json(VPDD, then["model"]))
+    with one_thread():
+        with stage(out, "control", config.seed, model) as run:
+            if not run.finished:
+                finetune(model, TrainingClips(demonstrations(out, model), actions=True), None, None, run)
+        with stage(out, "evaluate-control", config.seed) as run:
+            if not run.finished:
+                try_out(config, out, "control", workers)
+
+
+def demonstrations(out: Path, model: VPDD) -> list[Source]:
+    """Returns the collected demonstrations, all of them: the trial is the simulator, on goals that none of them has."""
+    options = DataOptions(data=(out / "data" / "demonstrations",), cache=out / "cache", validation=0.0)
+    return open_sources(options, model, model.finetune_stage, actions=True).train
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Two processes of one thread each keep two cores busy; networks this small gain little from two threads.
+
+    Fixed, and not taken from the machine, so that the same seed gives the same weights on any number of cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def beside(out: Path, workers: int) -> Iterator[None]:
+    """While the body runs, a process of its own does the control's stages; it ends with this one, however that ends.
+
+    Raises:
+        RuntimeError: the control failed; the message holds the end of its log.
+    """
+    if all((out / name / "done.json").is_file() for name in ("control", "evaluate-control")):
+        for name in ("control", "evaluate-control"):
+            console.print(f"{_numbered(name)}: done already", markup=False)
+        yield
+        return
+    log = out / "control.log"
+    command = [sys.executable, "-m", "ideomotor.systems.quickstart", str(out), str(workers)]
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file)
+    console.print(f"{_numbered('control')}: runs beside the other stages; its log is {log}", markup=False)
+    try:
+        yield
+        if process.wait():
+            end = log.read_text(errors="replace").splitlines()[-15:]
+            raise RuntimeError("the control failed; the end of its log:\n" + "\n".join(end))
+    finally:
+        process.kill()
+        process.wait()
+    for stage in stages_of(out):
+        if stage.name in ("control", "evaluate-control"):
+            console.print(f"{_numbered(stage.name)}: {stage.seconds:.0f} s", markup=False)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that began it does: then the pipe to its standard input breaks."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _numbered(name: str) -> str:
+    return f"[{STAGES.index(name) + 1}/{len(STAGES)}] {name}"
 
 
 @contextmanager
 def stage(out: Path, name: str, seed: int, config: VPDD | None = None) -> Iterator[Run]:
     """Opens a stage's run, says on screen that it begins, goes on, or is done already, and what it took."""
     run = Run(out / name, seed=seed) if config is None else open_run(out / name, config, seed)
-    number = f"[{STAGES.index(name) + 1}/{len(STAGES)}]"
     skipped = run.finished
-    console.print(f"{number} {name}" + (": done already" if skipped else ""), markup=False)
+    console.print(_numbered(name) + (": done already" if skipped else ""), markup=False)
     with run:
         yield run
     if not skipped:
-        console.print(f"{number} {name}: {run.seconds:.0f} s", markup=False)
+        console.print(f"{_numbered(name)}: {run.seconds:.0f} s", markup=False)
 
 
 def within_budget(model: VPDD, minutes: float) -> VPDD:
@@ -203,7 +249,7 @@ def try_out(config: QuickstartConfig, out: Path, arm: str, workers: int) -> None
         out / ARMS[arm],
         config.tasks,
         config.episodes,
-        out / "rollouts.jsonl",
+        out / f"rollouts-{arm}.jsonl",
         workers,
         world=config.world,
         arm=arm,
@@ -212,151 +258,6 @@ def try_out(config: QuickstartConfig, out: Path, arm: str, workers: int) -> None
     )
 
 
-def report_of(out: Path) -> Path:
-    """Writes report.html and report.json from what the run holds so far and returns the page's path.
-
-    Raises:
-        ValueError: ``out`` is no quickstart.
-    """
-    path = out / "quickstart.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{out} holds no quickstart (quickstart.json): give the --out folder of `ideomotor quickstart`"
-        )
-    then = json.loads(path.read_text())
-    config = config_from_json(QuickstartConfig, then["quickstart"])
-    rows = read_log(out / "rollouts.jsonl")
-    by_arm = {arm: [row for row in rows if row.arm == arm] for arm in ARMS}
-    filled = {arm: results for arm, results in by_arm.items() if results}
-    data = report.ReportData(
-        title="ideomotor quickstart",
-        subtitle="From video without actions to a policy acting in a simulator",
-        command=_command(config, out),
-        created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        protocol=_protocol(config, rows),
-        arms={arm: report.summarize(results, config.tasks) for arm, results in filled.items()},
-        comparison=report.compare(by_arm["pretrained"], by_arm["control"]),
-        imagination=_imagination(out / "imagine"),
-        rollouts=_films(out / "films", filled),
-        curves=_curves(out),
-        stages=_stages(out),
-        settings=then["model"],
-        environment=_environment(),
-    )
-    return report.write_report(out, data)
-
-
-def _command(config: QuickstartConfig, out: Path) -> str:
-    plain = QuickstartConfig()
-    words = ["ideomotor quickstart", f"--out {out}"]
-    if config.tasks != DEFAULT_TASKS[config.world]:
-        words.append("--tasks " + " ".join(config.tasks))
-    for name in ("world", "budget_minutes", "videos", "demonstrations", "episodes", "seed", "preset"):
-        if getattr(config, name) != getattr(plain, name):
-            words.append(f"--{name.replace('_', '-')} {getattr(config, name)}")
-    return " ".join(words)
-
-
-def _protocol(config: QuickstartConfig, rows: Sequence[EpisodeResult]) -> dict[str, Any]:
-    n = config.demonstrations
-    pretraining = f"{2 * n} episodes a task without actions: expert, noisy and failed" + (
-        f", and the videos of {config.videos}" if config.videos else ""
-    )
-    protocol: dict[str, Any] = {
-        **(METAWORLD if config.world == "metaworld" else {"simulator": config.world}),
-        "goals": "randomized; training goals 0-29, evaluation goals 30-49, disjoint",
-        "pre-training": pretraining,
-        "fine-tuning": f"{n} expert demonstrations a task",
-        "control": "the same fine-tuning without pre-training: the same policy, pixels and text only",
-        "evaluation": f"{config.episodes} episodes a task, both arms on the same goals",
-        "training seeds": [config.seed],
-    }
-    if rows:
-        steps = sum(row.steps for row in rows)
-        protocol["CPU-ms of the policy per environment step"] = round(
-            1000 * sum(row.inference_cpu_seconds for row in rows) / steps, 2
-        )
-    return protocol
-
-
-def _stages(out: Path) -> list[report.Stage]:
-    rows = []
-    for name in STAGES:
-        done = out / name / "done.json"
-        if done.is_file():
-            facts = json.loads(done.read_text())
-            steps = f"{facts['steps']} steps" if facts["steps"] else ""
-            rows.append(
-                report.Stage(name=name, seconds=facts["seconds"], peak_rss_bytes=facts["peak_rss_bytes"], note=steps)
-            )
-    return rows
-
-
-def _curves(out: Path) -> list[report.Curve]:
-    curves = []
-    for name in ("tokenizer", "pretrain", "finetune", "control"):
-        log = out / name / "metrics.jsonl"
-        rows = (
-            [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] if log.is_file() else []
-        )
-        for key in sorted({key for row in rows for key in row if key.endswith("/loss")}):
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            steps, values = zip(*points, strict=True)
-            curves.append(report.Curve(stage=name, name=key.split("/")[-1], steps=steps, values=values))
-    return curves
-
-
-def _films(folder: Path, arms: Mapping[str, Sequence[EpisodeResult]]) -> list[report.RolloutVideo]:
-    shown = []
-    for arm, results in arms.items():
-        for result in results:
-            film = folder / arm / f"{result.task}-{result.goal}.mp4"
-            if film.is_file():
-                shown.append(report.RolloutVideo(result=result, video=film.read_bytes()))
-    return shown
-
-
-def _imagination(folder: Path) -> report.Imagination | None:
-    summary = folder / "imagination.json"
-    if not summary.is_file():
-        return None
-    facts = json.loads(summary.read_text())
-    clips = [
-        report.ImaginedClip(
-            text=clip["text"],
-            source=clip["source"],
-            moving_psnr=clip["moving_psnr"],
-            repeat_last_moving_psnr=clip["repeat_last_moving_psnr"],
-            **{
-                part: (folder / f"{clip['file']}-{part}.mp4").read_bytes()
-                for part in ("context", "truth", "imagination")
-            },
-        )
-        for clip in facts["clips"]
-    ]
-    return report.Imagination(
-        moving_psnr=facts["moving_psnr"],
-        repeat_last_moving_psnr=facts["repeat_last_moving_psnr"],
-        num_clips=facts["num_clips"],
-        clips=clips,
-    )
-
-
-def _environment() -> dict[str, str]:
-    versions = {
-        name: metadata.version(name) for name in ("ideomotor", "torch", "metaworld", "mujoco") if _installed(name)
-    }
-    return {
-        **versions,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+if __name__ == "__main__":  # the process of ``beside``
+    _end_with_parent()
+    control_arm(Path(sys.argv[1]), int(sys.argv[2]))

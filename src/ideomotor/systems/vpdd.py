@@ -55,7 +55,7 @@ class VPDD:
         shift: pixels by which the policy's pictures are moved at random in training.
         jitter: strength of random colour changes in training, 0 for none.
         save_every: training steps after which a stage's state is saved.
-        text: "sentence" (the packaged MiniLM, 384 wide), "hashed" (no weights; for tests), or the folder of a CLIP model
+        text: "sentence" (the packaged MiniLM, 384 wide), "hashed" (no weights; for tests), or a folder with CLIP
             in the transformers layout (its projection_dim is then ``text_width`` of predictor and policy).
     """
 
@@ -74,7 +74,7 @@ class VPDD:
     )
     policy: DiscreteDiffusionPolicyConfig = field(default_factory=DiscreteDiffusionPolicyConfig)
     tokenizer_stage: Stage = field(
-        default_factory=lambda: Stage(steps=550, batch=32, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True))
+        default_factory=lambda: Stage(steps=500, batch=32, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True))
     )
     pretrain_stage: Stage = field(
         default_factory=lambda: Stage(

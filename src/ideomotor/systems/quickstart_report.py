@@ -1,0 +1,203 @@
+"""What a quickstart run holds, as a page and as figures; its settings stand here, since both sides read them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from ideomotor.evaluation import report
+from ideomotor.evaluation.episodes import EpisodeResult, read_log
+from ideomotor.training.config import config_from_json
+
+FULL_BUDGET = 25.0  # minutes that the preset's steps are meant for, on two idle cores
+METAWORLD = {
+    "simulator": "Meta-World v3",
+    "camera": "corner2, the middle 260 of 480 px",
+    "observations": "images and the instruction; no state",
+    "episode": "at most 200 steps; success at any step",
+}
+DEFAULT_TASKS = {
+    "metaworld": ("button-press-topdown", "drawer-open", "door-open", "window-open", "plate-slide"),
+    "toy": ("red", "green", "blue"),
+}
+ARMS = {"pretrained": "finetune", "control": "control"}
+STAGES = ("collect", "tokenizer", "pretrain", "finetune", "evaluate", "imagine", "control", "evaluate-control")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """What is to be tried; see ``ideomotor quickstart --help``."""
+
+    world: Literal["metaworld", "toy"] = "metaworld"
+    tasks: tuple[str, ...] = DEFAULT_TASKS["metaworld"]
+    budget_minutes: float = FULL_BUDGET
+    videos: Path | None = None
+    demonstrations: int = 20
+    episodes: int = 20
+    seed: int = 0
+    preset: str = "fast"
+
+    def __post_init__(self) -> None:
+        if self.budget_minutes <= 0:
+            raise ValueError(f"budget_minutes is {self.budget_minutes}; wanted a number above 0")
+        if not 1 <= self.episodes <= 20:
+            raise ValueError(f"episodes is {self.episodes}; a task has 20 held-out goals: take 1 to 20")
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks are {self.tasks}; wanted one or more, each once")
+
+
+def report_of(out: Path) -> Path:
+    """Writes report.html and report.json from what the run holds so far and returns the page's path.
+
+    Raises:
+        ValueError: ``out`` is no quickstart.
+    """
+    path = out / "quickstart.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{out} holds no quickstart (quickstart.json): give the --out folder of `ideomotor quickstart`"
+        )
+    then = json.loads(path.read_text())
+    config = config_from_json(QuickstartConfig, then["quickstart"])
+    by_arm = {arm: read_log(out / f"rollouts-{arm}.jsonl") for arm in ARMS}
+    rows = [row for arm in by_arm.values() for row in arm]
+    filled = {arm: results for arm, results in by_arm.items() if results}
+    data = report.ReportData(
+        title="ideomotor quickstart",
+        subtitle="From video without actions to a policy acting in a simulator",
+        command=_command(config, out),
+        created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        protocol=_protocol(config, rows),
+        arms={arm: report.summarize(results, config.tasks) for arm, results in filled.items()},
+        comparison=report.compare(by_arm["pretrained"], by_arm["control"]),
+        imagination=_imagination(out / "imagine"),
+        rollouts=_films(out / "films", filled),
+        curves=_curves(out),
+        stages=stages_of(out),
+        settings=then["model"],
+        environment=_environment(),
+    )
+    return report.write_report(out, data)
+
+
+def _command(config: QuickstartConfig, out: Path) -> str:
+    plain = QuickstartConfig()
+    words = ["ideomotor quickstart", f"--out {out}"]
+    if config.tasks != DEFAULT_TASKS[config.world]:
+        words.append("--tasks " + " ".join(config.tasks))
+    for name in ("world", "budget_minutes", "videos", "demonstrations", "episodes", "seed", "preset"):
+        if getattr(config, name) != getattr(plain, name):
+            words.append(f"--{name.replace('_', '-')} {getattr(config, name)}")
+    return " ".join(words)
+
+
+def _protocol(config: QuickstartConfig, rows: Sequence[EpisodeResult]) -> dict[str, Any]:
+    n = config.demonstrations
+    pretraining = f"{2 * n} episodes a task without actions: expert, noisy and failed" + (
+        f", and the videos of {config.videos}" if config.videos else ""
+    )
+    protocol: dict[str, Any] = {
+        **(METAWORLD if config.world == "metaworld" else {"simulator": config.world}),
+        "goals": "randomized; training goals 0-29, evaluation goals 30-49, disjoint",
+        "pre-training": pretraining,
+        "fine-tuning": f"{n} expert demonstrations a task",
+        "control": "the same fine-tuning without pre-training: the same policy, pixels and text only",
+        "evaluation": f"{config.episodes} episodes a task, both arms on the same goals",
+        "training seeds": [config.seed],
+    }
+    if rows:
+        steps = sum(row.steps for row in rows)
+        protocol["CPU-ms of the policy per environment step"] = round(
+            1000 * sum(row.inference_cpu_seconds for row in rows) / steps, 2
+        )
+    return protocol
+
+
+def stages_of(out: Path) -> list[report.Stage]:
+    """Returns what each finished stage cost."""
+    rows = []
+    for name in STAGES:
+        done = out / name / "done.json"
+        if done.is_file():
+            facts = json.loads(done.read_text())
+            steps = f"{facts['steps']} steps" if facts["steps"] else ""
+            rows.append(
+                report.Stage(name=name, seconds=facts["seconds"], peak_rss_bytes=facts["peak_rss_bytes"], note=steps)
+            )
+    return rows
+
+
+def _curves(out: Path) -> list[report.Curve]:
+    curves = []
+    for name in ("tokenizer", "pretrain", "finetune", "control"):
+        log = out / name / "metrics.jsonl"
+        rows = (
+            [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] if log.is_file() else []
+        )
+        for key in sorted({key for row in rows for key in row if key.endswith("/loss")}):
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            steps, values = zip(*points, strict=True)
+            curves.append(report.Curve(stage=name, name=key.split("/")[-1], steps=steps, values=values))
+    return curves
+
+
+def _films(folder: Path, arms: Mapping[str, Sequence[EpisodeResult]]) -> list[report.RolloutVideo]:
+    shown = []
+    for arm, results in arms.items():
+        for result in results:
+            film = folder / arm / f"{result.task}-{result.goal}.mp4"
+            if film.is_file():
+                shown.append(report.RolloutVideo(result=result, video=film.read_bytes()))
+    return shown
+
+
+def _imagination(folder: Path) -> report.Imagination | None:
+    summary = folder / "imagination.json"
+    if not summary.is_file():
+        return None
+    facts = json.loads(summary.read_text())
+    clips = [
+        report.ImaginedClip(
+            text=clip["text"],
+            source=clip["source"],
+            moving_psnr=clip["moving_psnr"],
+            repeat_last_moving_psnr=clip["repeat_last_moving_psnr"],
+            **{
+                part: (folder / f"{clip['file']}-{part}.mp4").read_bytes()
+                for part in ("context", "truth", "imagination")
+            },
+        )
+        for clip in facts["clips"]
+    ]
+    return report.Imagination(
+        moving_psnr=facts["moving_psnr"],
+        repeat_last_moving_psnr=facts["repeat_last_moving_psnr"],
+        num_clips=facts["num_clips"],
+        clips=clips,
+    )
+
+
+def _environment() -> dict[str, str]:
+    versions = {
+        name: metadata.version(name) for name in ("ideomotor", "torch", "metaworld", "mujoco") if _installed(name)
+    }
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "threads": "one a process, two processes",
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
