@@ -1,6 +1,7 @@
 """The commands: each teaches, each finds what is misspelt, and the stages of VPDD run one after the other."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -16,11 +17,12 @@ pytest.importorskip("gymnasium", reason="the metaworld extra is not installed")
 from ideomotor import cli
 from ideomotor.data.video import VideoFrames, probe
 from ideomotor.evaluation.statistics import wilson
-from ideomotor.systems import collection
+from ideomotor.systems import collection, vpdd_stages
 from ideomotor.systems.collection import CollectionConfig, collect
 from ideomotor.systems.quickstart import QuickstartConfig, claim
 from ideomotor.systems.vpdd import PRESETS
 from ideomotor.systems.vpdd_stages import evaluate
+from ideomotor.training.run import Run
 
 TINY = ("--preset", "tiny")
 STAGES = {
@@ -290,6 +292,23 @@ def test_a_tokenizer_in_place_of_a_predictor(home: Path, tmp_path: Path, capsys:
     assert "holds no predictor" in said(capsys)
 
 
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+@pytest.mark.xfail(strict=True, reason="the run's settings name no fingerprint of what it is trained on: open_run")
+def test_a_stopped_stage_does_not_go_on_with_another_tokenizer(
+    home: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the training on one tokenizer's tokens and half on another's is a spoilt model."""
+    with monkeypatch.context() as patch:
+        patch.setattr(vpdd_stages, "Run", functools.partial(Run, pause_at=2))
+        stage(home, name, tmp_path / "out")
+    assert not (tmp_path / "out/done.json").exists()
+    assert stage(home, "tokenizer", tmp_path / "tokenizer", "--seed", 7) == 0
+    assert stage(home, "pretrain", tmp_path / "pretrain", "--tokenizer-from", tmp_path / "tokenizer") == 0
+    option, before = {"pretrain": ("--tokenizer-from", "tokenizer"), "finetune": ("--predictor-from", "pretrain")}[name]
+    assert stage(home, name, tmp_path / "out", option, tmp_path / before) == 2
+    assert "other" in said(capsys)
+
+
 @pytest.mark.xfail(strict=True, reason="the folder is claimed before the data are opened: open_run in cli")
 def test_a_mistyped_path_does_not_claim_the_folder(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -397,12 +416,22 @@ def test_evaluation_resumes_from_its_log(home: Path, tmp_path: Path) -> None:
         evaluate(home / "finetune", ["red"], 21, log, 0, world="toy")
 
 
+@pytest.mark.xfail(strict=True, reason="episodes of the old policy count for the new one: Run's fresh leaves the log")
+def test_another_policy_in_the_folder_is_tried_anew(home: Path, tmp_path: Path) -> None:
+    folder, log = tmp_path / "finetune", tmp_path / "finetune/rollouts.jsonl"
+    shutil.copytree(home / "finetune", folder)
+    before = evaluate(folder, ["red"], 2, log, 0, world="toy")
+    assert stage(home, "finetune", folder, "--seed", 5, "--fresh") == 0
+    after = evaluate(folder, ["red"], 2, log, 0, world="toy")
+    assert [row.seconds for row in after] != [row.seconds for row in before]
+
+
 def test_evaluate_wants_a_policy(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ideomotor("vpdd", "evaluate", home / "pretrain") == 2
     assert "holds no policy: give the --out folder of `ideomotor vpdd finetune`" in said(capsys)
 
 
-@pytest.mark.xfail(strict=True, reason="RuntimeError of a world's process, which main does not catch")
+@pytest.mark.xfail(strict=True, reason="the RuntimeError of a world's process brings its traceback: worker.receive")
 @pytest.mark.parametrize(
     ("task", "words"), [("raech", "did you mean 'reach'"), ("reach", "action")], ids=["misspelt task", "action width"]
 )
@@ -411,17 +440,19 @@ def test_evaluate_says_in_one_line_what_does_not_fit(
 ) -> None:
     """The policy acts with 2 numbers, a robot of Meta-World with 4."""
     pytest.importorskip("metaworld")
-    options = ("--tasks", task, "--episodes", 1, "--workers", 0, "--out", home / "never.jsonl")
+    options = ("--tasks", task, "--episodes", 1, "--workers", 1, "--out", home / "never.jsonl")
     assert ideomotor("vpdd", "evaluate", home / "finetune", *options) == 2
-    assert words in said(capsys)
+    shown = capsys.readouterr().err
+    (line,) = shown.strip().splitlines()
+    assert line.startswith("error:") and words in line
 
 
 def test_inspect_says_what_is_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = tmp_path / "found.json"
     assert ideomotor("data", "inspect", home / "data/demonstrations", "--deep", "--json", found) == 0
     shown = capsys.readouterr().out
-    assert "lerobot" in shown and "6 episodes" in shown and "main" in shown
-    assert "lerobot" in json.dumps(json.loads(found.read_text()))
+    assert "lerobot" in shown and "6 episodes" in shown and "camera 'main': 32x32" in shown
+    assert json.loads(found.read_text())["format"] == "lerobot"
     assert ideomotor("data", "inspect", home / "data/video", "--format", "lerobott") == 2
     assert "did you mean 'lerobot'" in said(capsys)
     assert ideomotor("data", "inspect", home / "nowhere") == 2

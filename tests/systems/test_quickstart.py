@@ -21,7 +21,9 @@ def start(out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ideomotor", "quickstart", *OPTIONS, "--out", str(out), "--workers", "1"]
     # One thread: what is compared bit for bit must not depend on how busy the machine is.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 def finish(process: subprocess.Popen[bytes]) -> str:
