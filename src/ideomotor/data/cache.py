@@ -106,7 +106,7 @@ class CachedFrames:
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self.array)):
             raise IndexError(f"frames {wanted.min()}..{wanted.max()} of an episode with {len(self.array)} frames")
-        frames = torch.from_numpy(self.array[wanted])
+        frames = torch.from_numpy(np.take(self.array, wanted, axis=0))
         return frames if size is None else resize(frames, size)
 
 
@@ -151,7 +151,7 @@ class FrameCache:
             text=entry["text"],
             fps=entry["fps"],
             length=length,
-            frames={self.camera: CachedFrames(array=self.frames[start : start + length])},
+            frames={self.camera: CachedFrames(array=np.asarray(self.frames[start : start + length]))},
             read_actions=partial(self._signals.get_tensor, f"{number}.actions") if entry["actions"] else None,
             read_proprio=partial(self._signals.get_tensor, f"{number}.proprio") if entry["proprio"] else None,
             outcome=entry["outcome"],

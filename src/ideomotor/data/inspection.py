@@ -94,7 +94,7 @@ class Inspection:
 
 
 def inspect(dataset: Dataset, deep: bool = False) -> Inspection:
-    """Returns what is in a dataset. Nothing is decoded, unless ``deep``: then every frame is, and damage in it found."""
+    """Returns what is in a dataset. Only with ``deep`` is every frame decoded and damage in it found."""
     problems = [f"{entry.path}: {entry.reason}" for entry in dataset.quarantined]
     episodes = dataset.episodes
     if deep:

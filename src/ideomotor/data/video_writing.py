@@ -72,7 +72,11 @@ def write_video(
         _encode(draft, container, codec, settings, _pictures(frames, even=codec == "h264"), fps)
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(draft, path)  # noqa: PTH105 - named as the rule of this project names it
+        draft.replace(path)
+    except require("av", "video").FFmpegError as error:
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror}; nothing was written", str(path)) from error
+        raise
     finally:
         draft.unlink(missing_ok=True)
     return path

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -82,11 +84,10 @@ class WindowIndex:
         if empty:
             raise ValueError(f"episode {empty[0]!r} of dataset {dataset.name!r} has no frames: leave it out")
         self.dataset, self.config = dataset, config
-        lengths = np.asarray([episode.length for episode in dataset.episodes], dtype=np.int64)
-        self._ends = np.cumsum(-(-lengths // config.every))
+        self._ends = list(accumulate(-(-episode.length // config.every) for episode in dataset.episodes))
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def locate(self, window: int) -> tuple[int, int]:
         """Returns the number of the episode that window ``window`` lies in, and its anchor frame.
@@ -98,13 +99,12 @@ class WindowIndex:
             raise IndexError(
                 f"window {window} of {len(self)} of dataset {self.dataset.name!r}: ask for 0..{len(self) - 1}"
             )
-        episode = int(np.searchsorted(self._ends, window, side="right"))
-        first = int(self._ends[episode - 1]) if episode else 0
-        return episode, (window - first) * self.config.every
+        episode = bisect_right(self._ends, window)
+        return episode, (window - self.windows_of(episode).start) * self.config.every
 
     def windows_of(self, episode: int) -> range:
         """Returns the numbers of the windows of one episode, given by its number."""
-        return range(int(self._ends[episode - 1]) if episode else 0, int(self._ends[episode]))
+        return range(self._ends[episode - 1] if episode else 0, self._ends[episode])
 
     def read(
         self, windows: Sequence[int], camera: str, size: tuple[int, int] | None = None
@@ -126,7 +126,8 @@ class WindowIndex:
                     f"episode {episode.id!r} gives frames {tuple(frames.shape)}, others {tuple(batch.shape[1:])}; "
                     "a batch needs one height and width: set size, or make a cache"
                 )
-            batch[row] = frames
+            # By numpy, which copies in this thread: torch would share so small a copy among its threads, and wait.
+            batch.numpy()[row] = frames.numpy()
         if batch is None:
             raise ValueError("no windows were asked for; a batch needs at least one")
         return batch

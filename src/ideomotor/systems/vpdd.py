@@ -73,8 +73,9 @@ class VPDD:
         default_factory=lambda: DiscreteDiffusionPredictorConfig(trunk=TransformerConfig(width=192, layers=4, heads=4))
     )
     policy: DiscreteDiffusionPolicyConfig = field(default_factory=DiscreteDiffusionPolicyConfig)
+    # A window is two clips of the tokenizer, its context and its horizon: 16 windows are 32 clips.
     tokenizer_stage: Stage = field(
-        default_factory=lambda: Stage(steps=500, batch=32, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True))
+        default_factory=lambda: Stage(steps=600, batch=16, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True))
     )
     pretrain_stage: Stage = field(
         default_factory=lambda: Stage(

@@ -1,9 +1,9 @@
-"""The layout ``annotation/<split>/<id>.json`` beside ``videos/``, in which several robot and human data sets are passed on.
+"""The layout ``annotation/<split>/<id>.json`` beside ``videos/``, in which robot and human data sets are passed on.
 
 Each annotation is an episode. Its ``videos[].video_path`` (relative to the data set's folder) become the cameras
-``camera0``, ``camera1``, ... in the order listed; a depth view drawn as video is a camera like any other, and a view that
-is not listed is not read. The first of ``texts`` is the instruction. Latents, ``continuous_gripper_state`` (it repeats a
-column of the state) and side files are not read.
+``camera0``, ``camera1``, ... in the order listed; a depth view drawn as video is a camera like any other, and a view
+that is not listed is not read. The first of ``texts`` is the instruction. Latents, ``continuous_gripper_state`` (it
+repeats a column of the state) and side files are not read.
 
 Rows and frames. ``states`` or ``state`` has a row a frame: the state at that frame. ``actions`` or ``action`` has
 
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from ideomotor.data.formats.checks import files_below, fingerprint, in_threads, of_one_width, unsound
+from ideomotor.data.formats.checks import Unfit, files_below, fingerprint, in_threads, of_one_width, unsound
 from ideomotor.data.video import VideoError, VideoFrames
 from ideomotor.types import Dataset, Episode, Quarantined
 
@@ -46,12 +46,9 @@ class AnnotatedRows:
     length: int
 
     def __call__(self) -> Float32[np.ndarray, "t width"]:
+        """Returns the table, ``length`` rows."""
         rows = _table(_annotation(self.path, self.path.stat().st_mtime_ns), self.key)
         return np.concatenate([rows, rows[len(rows) - 1 :]])[: self.length]
-
-
-class _Unfit(ValueError):
-    """Why an episode is left out."""
 
 
 def sniff(path: Path) -> bool:
@@ -93,7 +90,7 @@ def read(path: Path) -> Dataset:
 def _opened(root: Path, file: Path) -> tuple[Episode, int | None] | Quarantined:
     try:
         return _episode(root, file)
-    except (_Unfit, VideoError) as error:
+    except (Unfit, VideoError) as error:
         return Quarantined(path=_name(root, file), reason=str(error))
     except OSError as error:
         return Quarantined(path=_name(root, file), reason=f"cannot be opened ({error.strerror})")
@@ -107,15 +104,15 @@ def _episode(root: Path, file: Path) -> tuple[Episode, int | None]:
     try:
         annotation = json.loads(file.read_bytes())
     except ValueError as error:
-        raise _Unfit(f"is no JSON ({error})") from error
+        raise Unfit(f"is no JSON ({error})") from error
     if not isinstance(annotation, dict):
-        raise _Unfit(f"is a JSON {type(annotation).__name__}; a mapping was wanted")
+        raise Unfit(f"is a JSON {type(annotation).__name__}; a mapping was wanted")
     cameras = _cameras(root, annotation)
     first = cameras["camera0"]
     length = first.count
     announced = annotation.get("video_length", length)
     if announced != length:
-        raise _Unfit(f"announces {announced} frames; the video has {length}")
+        raise Unfit(f"announces {announced} frames; the video has {length}")
     actions, states = _key(annotation, _ACTIONS), _key(annotation, _STATES)
     width = _width(annotation, actions, "actions", (length, length - 1))
     _width(annotation, states, "states", (length,))
@@ -135,20 +132,21 @@ def _episode(root: Path, file: Path) -> tuple[Episode, int | None]:
 
 def _cameras(root: Path, annotation: dict[str, Any]) -> dict[str, VideoFrames]:
     videos = annotation.get("videos")
-    paths = [v.get("video_path") if isinstance(v, dict) else None for v in videos] if isinstance(videos, list) else []
-    if not paths or not all(isinstance(path, str) for path in paths):
-        raise _Unfit("names no video; wanted videos: [{video_path: ...}, ...]")
+    listed = videos if isinstance(videos, list) else []
+    paths = [str(video["video_path"]) for video in listed if isinstance(video, dict) and video.get("video_path")]
+    if not paths or len(paths) < len(listed):
+        raise Unfit("names no video; wanted videos: [{video_path: ...}, ...]")
     cameras = {}
     for number, name in enumerate(paths):
         try:
             cameras[f"camera{number}"] = VideoFrames(root / name)
         except FileNotFoundError as error:
-            raise _Unfit(f"names {name}, which is not there") from error
+            raise Unfit(f"names {name}, which is not there") from error
         except VideoError as error:
-            raise _Unfit(f"names {name}, which {error.reason}") from error
+            raise Unfit(f"names {name}, which {error.reason}") from error
     lengths = {name: frames.count for name, frames in cameras.items()}
     if len(set(lengths.values())) > 1:
-        raise _Unfit(f"has views of different lengths: {', '.join(f'{n} {c} frames' for n, c in lengths.items())}")
+        raise Unfit(f"has views of different lengths: {', '.join(f'{n} {c} frames' for n, c in lengths.items())}")
     return cameras
 
 
@@ -162,20 +160,21 @@ def _width(annotation: dict[str, Any], key: str, what: str, wanted: tuple[int, .
         return None
     rows = _table(annotation, key)
     if len(rows) not in wanted or not len(rows):
-        raise _Unfit(f"has {len(rows)} rows of {what} for {wanted[0]} frames; wanted {' or '.join(map(str, wanted))}")
+        raise Unfit(f"has {len(rows)} rows of {what} for {wanted[0]} frames; wanted {' or '.join(map(str, wanted))}")
     wrong = unsound(rows, what)
     if wrong:
-        raise _Unfit(wrong)
+        raise Unfit(wrong)
     return rows.shape[1]
 
 
 def _table(annotation: dict[str, Any], key: str) -> Float32[np.ndarray, "t width"]:
     try:
-        rows = np.asarray(annotation[key], dtype=np.float32)
+        with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, and is found as such
+            rows = np.asarray(annotation[key], dtype=np.float32)
     except (ValueError, TypeError) as error:
-        raise _Unfit(f"has {key!r} that is no table of numbers ({error})") from error
+        raise Unfit(f"has {key!r} that is no table of numbers ({error})") from error
     if rows.ndim != 2:
-        raise _Unfit(f"has {key!r} of shape {rows.shape}; a row a frame was wanted")
+        raise Unfit(f"has {key!r} of shape {rows.shape}; a row a frame was wanted")
     return rows
 
 

@@ -19,6 +19,10 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
+class Unfit(ValueError):
+    """Why an episode is left out: the reason of its ``Quarantined``."""
+
+
 def files_below(root: Path, suffixes: Sequence[str] = ()) -> tuple[list[Path], list[Quarantined]]:
     """Returns the files in ``root`` and below, sorted, and the folders that could not be listed.
 

@@ -1,7 +1,7 @@
 """A folder of videos, in sub-folders or not, with captions where somebody wrote them: actionless video.
 
-Each video file is an episode with one camera, ``video``; its id is the path below the folder. Captions are looked for in
-files named captions.jsonl, captions.csv or metadata.jsonl, in any folder: each line names a file (``file``,
+Each video file is an episode with one camera, ``video``; its id is the path below the folder. Captions are looked for
+in files named captions.jsonl, captions.csv or metadata.jsonl, in any folder: each line names a file (``file``,
 ``file_name``, ``video`` or ``path``, relative to the folder the captions lie in, suffix optional) and what it shows
 (``text`` or ``caption``). Other files are passed over.
 """

@@ -6,12 +6,12 @@
 **Replay episodes** (Meta-World demonstrations): ``observation (t, 3 k, h, w)``, the last ``k`` RGB pictures stacked,
 oldest first; the newest is the frame. ``action (t, a)``: row ``i`` is the action that *led to* frame ``i``, and row 0,
 before which nothing happened, is zero. Rows are moved up by one, so that row ``i`` of ``read_actions`` is taken *at*
-frame ``i``; at the last frame nothing was recorded, and the last action is repeated. ``reward`` and ``discount`` are not
-read. Actions come out as recorded, which in these files can be far outside -1..1.
+frame ``i``; at the last frame nothing was recorded, and the last action is repeated. ``reward`` and ``discount`` are
+not read. Actions come out as recorded, which in these files can be far outside -1..1.
 
 In both, ``state`` or ``proprio`` ``(t, s)`` is the robot's state. Pictures are uint8; whole numbers of another type are
 taken where all lie in 0..255. The instruction is the name of the file's folder below the data set's, ``door-lock``
-becoming "door lock"; "" for files that lie in the data set's folder itself. Files record no frame rate: ``read`` is told.
+becoming "door lock"; "" for files in the data set's folder itself. Files record no frame rate: ``read`` is told.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from ideomotor.data.formats.checks import files_below, fingerprint, in_threads, of_one_width, unsound
+from ideomotor.data.formats.checks import Unfit, files_below, fingerprint, in_threads, of_one_width, unsound
 from ideomotor.data.video import VIDEO_SUFFIXES
 from ideomotor.types import Dataset, Episode, Quarantined
 
@@ -39,11 +39,9 @@ FPS = 10.0
 """Frames per second where nobody says otherwise."""
 
 _VERSION = "npz 1"
+# What zipfile raises on damage; RuntimeError where members are encrypted or packed in an unknown way.
+_BROKEN = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError)
 _SPLITS = ("train", "training", "val", "valid", "validation", "test", "eval")
-
-
-class _Unfit(ValueError):
-    """Why an episode is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,8 @@ class NpzRows:
     shifted: bool = False
 
     def __call__(self) -> Float32[np.ndarray, "t width"]:
-        rows = _array(self.path, self.path.stat().st_mtime_ns, self.key).astype(np.float32)
+        """Returns the table, a row a frame."""
+        rows = _numbers(_array(self.path, self.path.stat().st_mtime_ns, self.key))
         return np.concatenate([rows[1:], rows[len(rows) - 1 :]]) if self.shifted else rows
 
 
@@ -140,15 +139,15 @@ def _episode(root: Path, fps: float, file: Path) -> tuple[Episode, int | None]:
     headers = _headers(file)
     pickled = [key for key, (_, dtype) in headers.items() if dtype.hasobject]
     if pickled:
-        raise _Unfit(f"holds pickled objects ({', '.join(pickled)}), which are not opened: they can run code")
+        raise Unfit(f"holds pickled objects ({', '.join(pickled)}), which are not opened: they can run code")
     cameras = {key: frames for key, head in headers.items() if (frames := _frames(file, key, *head))}
     if not cameras:
         there = ", ".join(f"{key} {shape}" for key, (shape, _) in headers.items()) or "nothing"
-        raise _Unfit(f"holds no pictures: wanted an array (t, h, w, 3) or (t, 3 k, h, w); found {there}")
+        raise Unfit(f"holds no pictures: wanted an array (t, h, w, 3) or (t, 3 k, h, w); found {there}")
     lengths = {key: frames.shape[0] for key, frames in cameras.items()}
     length = next(iter(lengths.values()))
     if len(set(lengths.values())) > 1 or not length:
-        raise _Unfit(f"has {', '.join(f'{count} frames of {key}' for key, count in lengths.items())}")
+        raise Unfit(f"has {', '.join(f'{count} frames of {key}' for key, count in lengths.items())}")
     for key in cameras:
         _check_range(file, key, headers[key][1])
     action = next((key for key in ("action", "actions") if key in headers), "")
@@ -184,11 +183,11 @@ def _check_range(file: Path, key: str, dtype: np.dtype) -> None:
     if dtype == np.uint8:
         return
     if dtype.kind not in "iu":
-        raise _Unfit(f"has pictures {key!r} of type {dtype}; wanted uint8, or whole numbers in 0..255")
+        raise Unfit(f"has pictures {key!r} of type {dtype}; wanted uint8, or whole numbers in 0..255")
     pictures = _array(file, file.stat().st_mtime_ns, key)
     low, high = int(pictures.min()), int(pictures.max())
     if low < 0 or high > 255:
-        raise _Unfit(f"has pictures {key!r} with values {low}..{high}; wanted 0..255")
+        raise Unfit(f"has pictures {key!r} with values {low}..{high}; wanted 0..255")
 
 
 def _width(file: Path, key: str, what: str, length: int, zero_first: bool = False) -> int | None:
@@ -197,18 +196,23 @@ def _width(file: Path, key: str, what: str, length: int, zero_first: bool = Fals
         return None
     rows = _array(file, file.stat().st_mtime_ns, key)
     if rows.ndim != 2 or len(rows) != length or rows.dtype.kind not in "fiu":
-        raise _Unfit(
+        raise Unfit(
             f"has {what} of shape {rows.shape} and type {rows.dtype}; wanted {length} rows of numbers, as frames"
         )
-    wrong = unsound(rows.astype(np.float32), what)
+    wrong = unsound(_numbers(rows), what)
     if wrong:
-        raise _Unfit(wrong)
+        raise Unfit(wrong)
     if zero_first and rows[0].any():
-        raise _Unfit(
-            f"row 0 of the {what} is {rows[0].tolist()}; beside 'observation' a row is the action that led to its frame, "
-            "and before frame 0 there was none: wanted zeros"
+        raise Unfit(
+            f"has {rows[0].tolist()} as row 0 of the {what}; beside 'observation' a row is the action that led to its "
+            "frame, and before frame 0 there was none: wanted zeros"
         )
     return rows.shape[1]
+
+
+def _numbers(rows: np.ndarray) -> Float32[np.ndarray, "t width"]:
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, and is found as such
+        return rows.astype(np.float32)
 
 
 def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -226,8 +230,8 @@ def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
                     )
                     shape, _, dtype = reader(member)
                     found[name.removesuffix(".npy")] = (shape, dtype)
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise _Unfit(f"is cut short, damaged or no npz file ({error})") from error
+    except _BROKEN as error:
+        raise Unfit(f"is cut short, damaged or no npz file ({error})") from error
     return found
 
 
@@ -237,5 +241,5 @@ def _array(file: Path, mtime_ns: int, key: str) -> np.ndarray:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return arrays[key]
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except _BROKEN as error:
         raise ValueError(f"{file}: array {key!r} is damaged ({error})") from error
