@@ -1,7 +1,7 @@
 """What acting costs: CPU-milliseconds of the fine-tuned policy per environment step, with chunked execution.
 
-Rendering and physics are not counted; the frames are random, since the cost depends on sizes and not on content. Target: at
-most 25 CPU-ms mean per environment step, one robot at a time (batch 1).
+Rendering and physics are not counted; the frames are random, since the cost depends on sizes and not on content.
+Target: at most 25 CPU-ms mean per environment step, one robot at a time (batch 1).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import _table  # first: it sets the environment that torch reads
 import torch
 
+import _table  # first: it sets the environment that torch reads
 from ideomotor import Clip
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor

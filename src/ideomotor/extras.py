@@ -20,6 +20,7 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise ModuleNotFoundError(
-            f'this needs the package {module.split(".")[0]!r}, which is not installed: pip install "ideomotor[{extra}]"',
+            f"this needs the package {module.split('.')[0]!r}, which is not installed: "
+            f'pip install "ideomotor[{extra}]"',
             name=error.name,
         ) from error

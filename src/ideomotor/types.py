@@ -56,12 +56,14 @@ class Clip:
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
     def split(self, context: int) -> tuple[Clip, Clip]:
-        """Returns what is seen (the first ``context`` frames, and the state) and what is to be foretold (the rest, and the actions)."""
+        """Returns what is seen (the first ``context`` frames, and the state) and what is to be foretold (the rest,
+        and the actions).
+        """
         for camera, video in self.frames.items():
             if video.shape[1] <= context:
                 raise ValueError(
-                    f"camera {camera!r} of the clip has {video.shape[1]} frames; a context of {context} leaves nothing to "
-                    "foretell: shorten the context or lengthen the window"
+                    f"camera {camera!r} of the clip has {video.shape[1]} frames; a context of {context} leaves nothing "
+                    "to foretell: shorten the context or lengthen the window"
                 )
         seen = {camera: video[:, :context] for camera, video in self.frames.items()}
         rest = {camera: video[:, context:] for camera, video in self.frames.items()}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ideomotor.layers.conv import PixelStem, PixelStemConfig
 from ideomotor.layers.resampler import SpatialReadout
 from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder

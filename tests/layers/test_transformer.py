@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ideomotor.layers.transformer import Transformer, TransformerConfig, repeat_cache
 
 

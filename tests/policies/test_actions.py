@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ideomotor.policies.actions import QuantileBins
 
 

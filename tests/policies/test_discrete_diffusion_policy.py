@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from ideomotor.layers.conv import PixelStemConfig
 from ideomotor.layers.transformer import TransformerConfig
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
@@ -56,7 +57,9 @@ def test_actions_past_the_end_do_not_count(policy: DiscreteDiffusionPolicy) -> N
     for given in (actions, other):
         x0 = policy.bins.encode(given)
         logits.append(x0[:, 0])
-        losses = policy.loss(**seen, actions=given, mask=torch.zeros_like(mask), generator=torch.Generator().manual_seed(0))
+        losses = policy.loss(
+            **seen, actions=given, mask=torch.zeros_like(mask), generator=torch.Generator().manual_seed(0)
+        )
         assert losses.total == 0
     assert torch.equal(logits[0], logits[1])
 

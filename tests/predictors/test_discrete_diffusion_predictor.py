@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ideomotor.layers.transformer import TransformerConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
 
@@ -19,7 +20,9 @@ def predictor() -> DiscreteDiffusionPredictor:
 
 
 def test_tokens_keep_their_places_through_patches(predictor: DiscreteDiffusionPredictor) -> None:
-    """Logits come out at the position whose token went in: a one-hot read-out of the embedding finds each token again."""
+    """Logits come out at the position whose token went in: a one-hot read-out of the embedding finds each token
+    again.
+    """
     tokens = torch.arange(24)[None, None] % 11
     patches = predictor._patches(tokens)
     assert patches.shape == (1, 6, 4)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ideomotor.tokenizers.vqvae3d import VQVAE3D, VQVAE3DConfig
 from ideomotor.types import Clip, Tokenizer
 
@@ -36,7 +37,9 @@ def test_contract(tokenizer: VQVAE3D) -> None:
 def test_it_overfits_one_batch(tokenizer: VQVAE3D) -> None:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (4, 1, 3, 4, 4), dtype=torch.uint8, generator=generator)
-    clip = Clip(frames={"main": coarse.repeat_interleave(8, 3).repeat_interleave(8, 4).repeat(1, 4, 1, 1, 1)}, text=("",) * 4)
+    clip = Clip(
+        frames={"main": coarse.repeat_interleave(8, 3).repeat_interleave(8, 4).repeat(1, 4, 1, 1, 1)}, text=("",) * 4
+    )
     optimizer = torch.optim.Adam(tokenizer.parameters(), lr=3e-3)
     first = None
     for _ in range(200):

@@ -155,6 +155,8 @@ def video_stream(path: str, container: Any) -> Any:
     if not found:
         kinds = sorted({stream.type for stream in container.streams})
         raise VideoError(path, f"holds no video, only {', '.join(kinds)}" if kinds else "holds no stream at all")
+    if found[0].codec_context is None:
+        raise VideoError(path, f"has video of a codec that is unknown here ({container.format.name})")
     # One thread: loader workers bring the parallelism, and a decoder without threads survives a fork.
     found[0].codec_context.thread_count = 1
     return found[0]

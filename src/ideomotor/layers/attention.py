@@ -30,7 +30,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b n d"], past: KeyValue | None = None) -> tuple[Float[Tensor, "b n d"], KeyValue]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], past: KeyValue | None = None
+    ) -> tuple[Float[Tensor, "b n d"], KeyValue]:
         """Returns the attended block, and keys and values of the past with this block appended."""
         query, key, value = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         if past is not None:

@@ -1,7 +1,7 @@
 """Convolutional parts: folding instead of strides, a residual block, and the stem with which a policy looks at pixels.
 
-Resolution changes by folding neighbours into channels and a linear map, not by strided convolutions: a matrix product is
-quicker, and the backward pass of a strided bf16 convolution on two CPU threads stalls for half a second whenever
+Resolution changes by folding neighbours into channels and a linear map, not by strided convolutions: a matrix product
+is quicker, and the backward pass of a strided bf16 convolution on two CPU threads stalls for half a second whenever
 another process wants a core (docs/log.md, 2026-11-21).
 """
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from einops import rearrange
 from jaxtyping import Float, UInt8
-from torch import Tensor, channels_last, nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class PixelStem(nn.Module):
             parts += [nn.GroupNorm(8, before), nn.SiLU(), Fold(before, after, (2, 2))]
             parts += [ResidualBlock(after) for _ in range(config.blocks)]
         parts += [nn.GroupNorm(8, config.widths[-1]), nn.SiLU()]
-        self.body = nn.Sequential(*parts).to(memory_format=channels_last)  # AMX convolutions want channels last
+        self.body = nn.Sequential(*parts)
 
     def grid(self, size: int) -> int:
         """Returns rows (and columns) of tokens for square frames of ``size`` pixels."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class SpatialReadout(nn.Module):
     """Reads a grid of ``count`` tokens into a few, by one linear map over all places.
 
-    The camera stands still, so *where* something is tells more than *that* it is there, and a linear map over places keeps
-    that at a fraction of attention's cost; each token is first squeezed to ``squeeze`` numbers.
+    The camera stands still, so *where* something is tells more than *that* it is there, and a linear map over places
+    keeps that at a fraction of attention's cost; each token is first squeezed to ``squeeze`` numbers.
     """
 
     def __init__(self, count: int, width: int, squeeze: int, tokens: int, out: int) -> None:

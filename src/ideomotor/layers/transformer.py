@@ -1,8 +1,8 @@
 """A pre-norm transformer that reads a sequence block by block.
 
-Inside a block every position sees every other; a block sees all earlier blocks and none of the later ones. Blocks are fed
-one call after the other, handing on the cache, so block-causality holds by construction (no mask that could be wrong), and
-a prefix that does not change is computed once for any number of denoising steps, with the very same result.
+Inside a block every position sees every other; a block sees all earlier blocks and none of the later ones. Blocks are
+fed one call after the other, handing on the cache, so block-causality holds by construction (no mask that could be
+wrong), and a prefix that does not change is computed once for any number of denoising steps, with the very same result.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,9 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.width % self.heads:
-            raise ValueError(f"layers {self.layers} must be at least 1, and width {self.width} a multiple of heads {self.heads}")
+            raise ValueError(
+                f"layers {self.layers} must be at least 1, and width {self.width} a multiple of heads {self.heads}"
+            )
 
 
 class Block(nn.Module):
@@ -59,9 +61,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.apply(_init)
-        for block in self.blocks:  # keeps the residual stream's variance about 1 at the start (GPT-2)
-            for last in (block.attention.out, block.feed_forward[-1]):
-                nn.init.normal_(last.weight, std=0.02 / (2 * config.layers) ** 0.5)
+        for (
+            name,
+            weight,
+        ) in self.named_parameters():  # keeps the residual stream's variance about 1 at the start (GPT-2)
+            if name.endswith(("attention.out.weight", "feed_forward.2.weight")):
+                nn.init.normal_(weight, std=0.02 / (2 * config.layers) ** 0.5)
 
     def forward(self, x: Float[Tensor, "b n d"], past: Cache | None = None) -> tuple[Float[Tensor, "b n d"], Cache]:
         """Returns the block's features and the cache with which the next block is to be called."""

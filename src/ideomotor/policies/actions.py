@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class QuantileBins(nn.Module):
     """Each dimension of an action becomes one of ``bins`` ids; edges are quantiles, centres are the bins' own means.
 
-    Where one value fills many quantiles (a gripper is mostly open or shut) the repeated edges collapse, so that value gets a
-    bin to itself and comes back exactly; fewer ids than ``bins`` then occur.
+    Where one value fills many quantiles (a gripper is mostly open or shut) the repeated edges collapse, so that value
+    gets a bin to itself and comes back exactly; fewer ids than ``bins`` then occur.
     """
 
     edges: Tensor
@@ -28,10 +28,14 @@ class QuantileBins(nn.Module):
             ValueError: no actions, another width, or values that are not finite.
         """
         if actions.ndim != 2 or actions.shape[1] != self.dimensions or not len(actions):
-            raise ValueError(f"actions of shape {tuple(actions.shape)} came; wanted at least one row of {self.dimensions} values")
+            raise ValueError(
+                f"actions of shape {tuple(actions.shape)} came; wanted at least one row of {self.dimensions} values"
+            )
         if not actions.isfinite().all():
             row = int((~actions.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"action {row} holds a value that is not finite ({actions[row].tolist()}): drop that episode")
+            raise ValueError(
+                f"action {row} holds a value that is not finite ({actions[row].tolist()}): drop that episode"
+            )
         for dimension, values in enumerate(actions.double().T):
             edges, centres = _quantile_edges(values, self.bins)
             self.edges[dimension] = edges.float()
@@ -40,7 +44,9 @@ class QuantileBins(nn.Module):
 
     def encode(self, actions: Float[Tensor, "*b action"]) -> Int[Tensor, "*b action"]:
         """Returns bin ids; values beyond the recorded range fall into the outermost bins."""
-        columns = [torch.bucketize(actions[..., d].contiguous(), self.edges[d], right=True) for d in range(self.dimensions)]
+        columns = [
+            torch.bucketize(actions[..., d].contiguous(), self.edges[d], right=True) for d in range(self.dimensions)
+        ]
         return torch.stack(columns, -1)
 
     def decode(self, ids: Int[Tensor, "*b action"]) -> Float[Tensor, "*b action"]:

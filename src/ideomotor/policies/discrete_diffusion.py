@@ -1,7 +1,8 @@
 """Features to actions: a chunk of binned actions, foretold by masked discrete diffusion.
 
-The sequence is [text | pixels | foresight | state] as a fixed prefix, then one position an action of the chunk, whose unknown
-tokens are [MASK]. The prefix is computed once, in training shared by several noisings of the same chunk, in acting by all steps.
+The sequence is [text | pixels | foresight | state] as a fixed prefix, then one position an action of the chunk, whose
+unknown tokens are [MASK]. The prefix is computed once, in training shared by several noisings of the same chunk, in
+acting by all steps.
 """
 
 from dataclasses import dataclass, field
@@ -47,11 +48,15 @@ class DiscreteDiffusionPolicyConfig:
     read_tokens: int = 4
     noisings: int = 2
     stem: PixelStemConfig = field(default_factory=PixelStemConfig)
-    trunk: TransformerConfig = field(default_factory=lambda: TransformerConfig(width=192, layers=3, heads=4, dropout=0.1))
+    trunk: TransformerConfig = field(
+        default_factory=lambda: TransformerConfig(width=192, layers=3, heads=4, dropout=0.1)
+    )
 
 
 class DiscreteDiffusionPolicy(nn.Module):
-    """Source: VPDD's p_theta2 (2402.14407) by modern means: bidirectional, a real [MASK], masked cross-entropy, pixels of its own."""
+    """Source: VPDD's p_theta2 (2402.14407) by modern means: bidirectional, a real [MASK], masked cross-entropy,
+    pixels of its own.
+    """
 
     def __init__(self, config: DiscreteDiffusionPolicyConfig) -> None:
         super().__init__()
@@ -82,17 +87,23 @@ class DiscreteDiffusionPolicy(nn.Module):
         config = self.config
         if frames.shape[-2:] != (config.pixels, config.pixels):
             raise ValueError(
-                f"frames of {frames.shape[-2]}x{frames.shape[-1]} came; this policy was trained on {config.pixels}x{config.pixels}"
+                f"frames of {frames.shape[-2]}x{frames.shape[-1]} came; this policy was trained on "
+                f"{config.pixels}x{config.pixels}"
             )
         parts = [self.text(text)[:, None], self.pixels(self.stem(frames))]
         if config.features[0]:
             if features is None or tuple(features.shape[1:]) != config.features:
                 came = "none" if features is None else f"{tuple(features.shape[1:])}"
-                raise ValueError(f"foresight features {came} came; wanted {config.features}: use the predictor it was trained with")
+                raise ValueError(
+                    f"foresight features {came} came; wanted {config.features}: use the predictor it was trained with"
+                )
             parts.append(self.foresight(features))
         if config.state_width:
             if state is None or state.shape[1] != config.state_width:
-                raise ValueError(f"this policy wants a state of width {config.state_width} and got {None if state is None else state.shape[1]}")
+                raise ValueError(
+                    f"this policy wants a state of width {config.state_width} and got "
+                    f"{None if state is None else state.shape[1]}"
+                )
             parts.append(self.state(state)[:, None])
         _, cache = self.trunk(torch.cat([part.to(parts[1].dtype) for part in parts], 1))
         return cache
@@ -107,12 +118,15 @@ class DiscreteDiffusionPolicy(nn.Module):
         state: Float[Tensor, "b s"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Losses:
-        """Returns the cross-entropy of masked action tokens; actions beyond an episode's end (``mask`` False) do not count."""
+        """Returns the cross-entropy of masked action tokens; actions beyond an episode's end (``mask`` False) do not
+        count.
+        """
         config = self.config
         if tuple(actions.shape[1:]) != (config.chunk, config.action_width):
             raise ValueError(
-                f"chunks of {actions.shape[1]} actions of width {actions.shape[2]} came; this policy foretells {config.chunk} of "
-                f"width {config.action_width}: set the window's chunk, or train a policy for this robot"
+                f"chunks of {actions.shape[1]} actions of width {actions.shape[2]} came; this policy foretells "
+                f"{config.chunk} of width {config.action_width}: set the window's chunk, or train a policy "
+                "for this robot"
             )
         cache = repeat_cache(self.observe(frames, features, text, state), config.noisings)
         x0 = repeat(self.bins.encode(actions), "b chunk action -> (b k) (chunk action)", k=config.noisings)
@@ -144,8 +158,15 @@ class DiscreteDiffusionPolicy(nn.Module):
     ) -> Float[Tensor, "b chunk action"]:
         """Returns a chunk of actions in the units of the demonstrations, decoded in ``steps`` passes."""
         cache = self.observe(frames, features, text, state)
-        unknown = torch.full((len(text), self.config.chunk * self.config.action_width), self.actions.mask_id, device=text.device)
+        unknown = torch.full(
+            (len(text), self.config.chunk * self.config.action_width), self.actions.mask_id, device=text.device
+        )
         tokens = parallel_decode(
-            lambda xt: self.logits(xt, cache), unknown, self.actions.mask_id, steps, temperature=temperature, generator=generator
+            lambda xt: self.logits(xt, cache),
+            unknown,
+            self.actions.mask_id,
+            steps,
+            temperature=temperature,
+            generator=generator,
         )
         return self.bins.decode(rearrange(tokens, "b (chunk action) -> b chunk action", chunk=self.config.chunk))

@@ -1,7 +1,7 @@
 """Foretells video tokens by masked discrete diffusion: what was seen and a sentence in, future tokens and features out.
 
-The sequence is [text | observed latent frame] as a fixed prefix and then the future latent frame, whose unknown tokens are
-[MASK]. The prefix never looks at the future (blocks of the trunk), so it is computed once for any number of steps.
+The sequence is [text | observed latent frame] as a fixed prefix and then the future latent frame, whose unknown tokens
+are [MASK]. The prefix never looks at the future (blocks of the trunk), so it is computed once for any number of steps.
 """
 
 from dataclasses import dataclass, field
@@ -42,7 +42,9 @@ class DiscreteDiffusionPredictorConfig:
 
     def __post_init__(self) -> None:
         if self.grid[0] % self.patch or self.grid[1] % self.patch:
-            raise ValueError(f"a grid of {self.grid[0]}x{self.grid[1]} tokens does not divide into patches of {self.patch}")
+            raise ValueError(
+                f"a grid of {self.grid[0]}x{self.grid[1]} tokens does not divide into patches of {self.patch}"
+            )
 
     @property
     def positions(self) -> int:
@@ -51,7 +53,9 @@ class DiscreteDiffusionPredictorConfig:
 
 
 class DiscreteDiffusionPredictor(nn.Module):
-    """Source: VPDD (2402.14407), by modern means: absorbing (mask) noise, cross-entropy on masked tokens (MD4, 2406.04329)."""
+    """Source: VPDD (2402.14407), by modern means: absorbing (mask) noise, cross-entropy on masked tokens (MD4,
+    2406.04329).
+    """
 
     def __init__(self, config: DiscreteDiffusionPredictorConfig) -> None:
         super().__init__()
@@ -91,8 +95,12 @@ class DiscreteDiffusionPredictor(nn.Module):
         right = (logits.detach().argmax(-1) == x0)[masked].float().mean()
         return Losses(total=total, terms={"cross_entropy": total.detach(), "accuracy": right})
 
-    def observe(self, context: Int[Tensor, "b latent n"], text: Float[Tensor, "b d"]) -> tuple[Cache, Float[Tensor, "b n d"]]:
-        """Returns the prefix's cache, and the embedded last latent frame (future positions are told what stood there)."""
+    def observe(
+        self, context: Int[Tensor, "b latent n"], text: Float[Tensor, "b d"]
+    ) -> tuple[Cache, Float[Tensor, "b n d"]]:
+        """Returns the prefix's cache, and the embedded last latent frame (future positions are told what stood
+        there).
+        """
         config = self.config
         wanted = (config.context_latents, config.grid[0] * config.grid[1])
         if tuple(context.shape[1:]) != wanted:
@@ -101,7 +109,11 @@ class DiscreteDiffusionPredictor(nn.Module):
                 f"{context.shape[1]} of {context.shape[2]}: use the tokenizer and window it was trained with"
             )
         seen = self.seen.embed(self._patches(context))  # b (latent positions) d
-        placed = rearrange(seen, "b (latent n) d -> b latent n d", latent=config.context_latents) + self.place + self.seen_time
+        placed = (
+            rearrange(seen, "b (latent n) d -> b latent n d", latent=config.context_latents)
+            + self.place
+            + self.seen_time
+        )
         prefix = torch.cat([self.text(text)[:, None].to(seen), placed.flatten(1, 2)], 1)
         _, cache = self.trunk(prefix)
         return cache, seen[:, -config.positions :]
@@ -111,11 +123,18 @@ class DiscreteDiffusionPredictor(nn.Module):
         groups = self.future.logits(self._future(xt, seen, cache))
         rows, columns = (side // self.config.patch for side in self.config.grid)
         return rearrange(
-            groups, "b (latent h w) (p q) k -> b (latent h p w q) k", h=rows, w=columns, p=self.config.patch, q=self.config.patch
+            groups,
+            "b (latent h w) (p q) k -> b (latent h p w q) k",
+            h=rows,
+            w=columns,
+            p=self.config.patch,
+            q=self.config.patch,
         )
 
     def features(self, context: Int[Tensor, "b latent n"], text: Float[Tensor, "b d"]) -> Float[Tensor, "b m d"]:
-        """Returns what one pass over the wholly unknown future says: a foresight for every place, before any token is drawn."""
+        """Returns what one pass over the wholly unknown future says: a foresight for every place, before any token
+        is drawn.
+        """
         cache, seen = self.observe(context, text)
         return self._future(self._unknown(len(text), context.device), seen, cache)
 
@@ -151,5 +170,10 @@ class DiscreteDiffusionPredictor(nn.Module):
     def _patches(self, tokens: Int[Tensor, "b latent n"]) -> Int[Tensor, "b m group"]:
         rows, columns = (side // self.config.patch for side in self.config.grid)
         return rearrange(
-            tokens, "b latent (h p w q) -> b (latent h w) (p q)", h=rows, w=columns, p=self.config.patch, q=self.config.patch
+            tokens,
+            "b latent (h p w q) -> b (latent h w) (p q)",
+            h=rows,
+            w=columns,
+            p=self.config.patch,
+            q=self.config.patch,
         )

@@ -1,7 +1,7 @@
 """A convolutional VQ-VAE over short clips: a few frames become one grid of tokens, and come back.
 
-The grid is a setting (strides on time, height, width), the codebook is a setting (learned by running averages, or FSQ), and
-the reconstruction may weight what moves, so that small objects are not averaged away.
+The grid is a setting (strides on time, height, width), the codebook is a setting (learned by running averages, or FSQ),
+and the reconstruction may weight what moves, so that small objects are not averaged away.
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,16 @@ class VQVAE3DConfig:
     """Grid, sizes and codebook of the tokenizer.
 
     Attributes:
-        strides: by how much time, height and width shrink; powers of two. A latent frame stands for ``strides[0]`` frames.
+        strides: by how much time, height and width shrink; powers of two. A latent frame stands for ``strides[0]``
+            frames.
         patch: how much of the strides is done first, by folding pixels into channels (cheap); the rest are halvings.
         widths: channels of the first convolution and after each halving.
         blocks: residual blocks at the coarsest grid, on each side.
         codebook: "fsq" (fixed grid of codes, nothing to collapse) or "ema" (learned, restarts of unused codes).
         levels: FSQ's steps a channel; their product is the vocabulary.
         codes, code_width: size of the learned codebook.
-        motion_weight: a pixel's squared error counts ``1 + motion_weight * m`` with m in [0, 1] its distance from the clip's
-            mean frame, as a share of full scale.
+        motion_weight: a pixel's squared error counts ``1 + motion_weight * m`` with m in [0, 1] its distance from the
+            clip's mean frame, as a share of full scale.
     """
 
     strides: tuple[int, int, int] = (4, 8, 8)
@@ -69,7 +70,9 @@ class VQVAE3DConfig:
 
 
 class VQVAE3D(nn.Module):
-    """Clips to tokens and back. Source: VideoGPT (2104.10157) as VPDD uses it; here without attention, and causal in nothing."""
+    """Clips to tokens and back. Source: VideoGPT (2104.10157) as VPDD uses it; here without attention, and causal in
+    nothing.
+    """
 
     def __init__(self, config: VQVAE3DConfig) -> None:
         super().__init__()
@@ -84,8 +87,8 @@ class VQVAE3D(nn.Module):
             up += [nn.SiLU(), Unfold(before, after, step)]
         down += [_Residual(wide) for _ in range(config.blocks)] + [nn.SiLU(), _linear(wide, self.codebook.width)]
         up += [_Residual(first), nn.SiLU(), Unfold(first, 3, config.patch)]
-        self.encoder = nn.Sequential(*down).to(memory_format=torch.channels_last_3d)
-        self.decoder = nn.Sequential(*up).to(memory_format=torch.channels_last_3d)
+        self.encoder = nn.Sequential(*down)
+        self.decoder = nn.Sequential(*up)
 
     @property
     def vocab(self) -> int:
@@ -102,7 +105,8 @@ class VQVAE3D(nn.Module):
         _, rows, columns = self.config.strides
         if height % rows or width % columns:
             raise ValueError(
-                f"frames of {height}x{width} do not divide into cells of {rows}x{columns}: resize them to multiples of the strides"
+                f"frames of {height}x{width} do not divide into cells of {rows}x{columns}: resize them to multiples "
+                "of the strides"
             )
         return height // rows, width // columns
 
@@ -142,8 +146,13 @@ class VQVAE3D(nn.Module):
         psnr = -10 * (error.detach().mean() / 4).log10()
         return Losses(
             total=reconstruction + self.config.commitment * commitment.float(),
-            terms={"reconstruction": reconstruction.detach(), "commitment": commitment.detach().float(), "psnr": psnr, "codes_in_batch": usage},
-        )  # fmt: skip
+            terms={
+                "reconstruction": reconstruction.detach(),
+                "commitment": commitment.detach().float(),
+                "psnr": psnr,
+                "codes_in_batch": usage,
+            },
+        )
 
     def _embed(self, frames: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b latent h w d"]:
         if frames.shape[1] % self.frames_per_latent:
