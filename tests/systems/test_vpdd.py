@@ -114,7 +114,7 @@ def test_finetuning_overfits_one_batch(foresight: bool) -> None:
     config = small() if foresight else without_foresight(small())
     tokenizer, predictor, policy = models(config)
     lent = (predictor, tokenizer) if foresight else (None, None)
-    objective = ActionDenoising(policy, *lent, HashedWords(), shift=0, jitter=0.0)
+    objective = ActionDenoising(policy, *lent, HashedWords(), context=4, shift=0, jitter=0.0)
     clip = batch(config)
     first, last = overfit(objective, clip, 150, 5e-3)
     assert last.total < first.total / 5 and last.terms["accuracy"] > 0.85
@@ -123,13 +123,34 @@ def test_finetuning_overfits_one_batch(foresight: bool) -> None:
     assert missed.mean() < 0.25 * clip.actions.std()
 
 
+@pytest.mark.parametrize("foresight", [True, False], ids=["foresight", "control"])
+def test_finetuning_never_sees_the_future(foresight: bool) -> None:
+    """Fails if the policy's pixels are the window's last frame instead of the context's: it then acts a horizon late."""
+    config = small() if foresight else without_foresight(small())
+    tokenizer, predictor, policy = models(config)
+    lent = (predictor, tokenizer) if foresight else (None, None)
+    objective = ActionDenoising(policy, *lent, HashedWords(), context=4, shift=0, jitter=0.0)
+    torch.nn.init.normal_(policy.actions.head.weight, std=0.1)  # it begins at zero, where nothing would matter
+    clip = batch(config)
+    future, seen = clip.frames[VIEW].clone(), clip.frames[VIEW].clone()
+    future[:, 4:] = 255 - future[:, 4:]
+    seen[:, 3] = 255 - seen[:, 3]
+
+    def loss(frames: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return objective(replace(clip, frames={VIEW: frames})).total
+
+    assert torch.equal(loss(clip.frames[VIEW]), loss(future))
+    assert not torch.equal(loss(clip.frames[VIEW]), loss(seen))
+
+
 def test_what_is_borrowed_gets_no_gradient_and_is_not_saved() -> None:
     config = small()
     tokenizer, predictor, policy = models(config)
     clip = batch(config)
     for objective, own in (
         (VideoDenoising(predictor, tokenizer, HashedWords()), predictor),
-        (ActionDenoising(policy, predictor, tokenizer, HashedWords(), 2, 0.1), policy),
+        (ActionDenoising(policy, predictor, tokenizer, HashedWords(), 4, 2, 0.1), policy),
     ):
         objective(clip).total.backward()
         owned = {id(weight) for weight in own.parameters()}
@@ -146,7 +167,7 @@ def test_what_is_borrowed_gets_no_gradient_and_is_not_saved() -> None:
 def test_finetuning_wants_actions() -> None:
     config = small()
     tokenizer, predictor, policy = models(config)
-    objective = ActionDenoising(policy, predictor, tokenizer, HashedWords(), 2, 0.1)
+    objective = ActionDenoising(policy, predictor, tokenizer, HashedWords(), 4, 2, 0.1)
     with pytest.raises(ValueError, match="without actions came to fine-tuning: give demonstrations"):
         objective(replace(batch(config), actions=None))
 

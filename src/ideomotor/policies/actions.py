@@ -5,6 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
+BEYOND = 1e30  # an edge that no action reaches; infinity would turn into NaN in an average of weights
+
+
 class QuantileBins(nn.Module):
     """Each dimension of an action becomes one of ``bins`` ids; edges are quantiles, centres are the bins' own means.
 
@@ -18,7 +21,7 @@ class QuantileBins(nn.Module):
     def __init__(self, bins: int, dimensions: int) -> None:
         super().__init__()
         self.bins, self.dimensions = bins, dimensions
-        self.register_buffer("edges", torch.full((dimensions, bins - 1), float("inf")))  # inner edges, ascending
+        self.register_buffer("edges", torch.full((dimensions, bins - 1), BEYOND))  # inner edges, ascending
         self.register_buffer("centres", torch.zeros(dimensions, bins))
 
     def fit(self, actions: Float[Tensor, "n action"]) -> "QuantileBins":
@@ -63,7 +66,7 @@ def _quantile_edges(values: Float[Tensor, " n"], bins: int) -> tuple[Float[Tenso
     above = torch.searchsorted(ordered, heavy, right=True)
     inner = torch.cat([inner, ordered[above[above < len(ordered)]]]).unique()
     inner = inner[inner > ordered[0]]  # an edge at the minimum would leave an empty first bin
-    edges = torch.full((bins - 1,), float("inf"), dtype=values.dtype)
+    edges = torch.full((bins - 1,), BEYOND, dtype=values.dtype)
     edges[: len(inner)] = inner
     ids = torch.bucketize(values.float(), edges.float(), right=True)
     count = torch.zeros(bins, dtype=values.dtype).index_add_(0, ids, torch.ones_like(values))

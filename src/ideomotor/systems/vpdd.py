@@ -135,11 +135,12 @@ class ActionDenoising(nn.Module):
         predictor: DiscreteDiffusionPredictor | None,
         tokenizer: VQVAE3D | None,
         text: TextEncoder,
+        context: int,
         shift: int,
         jitter: float,
     ) -> None:
         super().__init__()
-        self.policy, self.text, self.shift, self.jitter = policy, text, shift, jitter
+        self.policy, self.text, self.context, self.shift, self.jitter = policy, text, context, shift, jitter
         self.predictor = None if predictor is None else Borrowed(predictor)
         self.tokenizer = None if tokenizer is None else Borrowed(tokenizer)
 
@@ -153,7 +154,9 @@ class ActionDenoising(nn.Module):
             with torch.no_grad():
                 features = foresight(clip, self.tokenizer.module, self.predictor.module, text)
         chance = torch.default_generator  # the learner seeds it anew at every step
-        newest = clip.frames[VIEW][:, -self.policy.config.stem.frames :]
+        newest = clip.frames[VIEW][:, : self.context][
+            :, -self.policy.config.stem.frames :
+        ]  # what follows is the future
         frames = random_shift(newest, self.shift, chance)
         if self.jitter > 0:
             frames = color_jitter(frames, self.jitter, self.jitter, self.jitter, chance)

@@ -122,7 +122,9 @@ def finetune(
     """Clip with actions -> foresight and pixels -> masked action tokens -> the actions themselves."""
     policy = DiscreteDiffusionPolicy(config.policy)
     policy.bins.fit(recorded_actions(clips.sources))
-    objective = ActionDenoising(policy, predictor, tokenizer, text_encoder(config), config.shift, config.jitter)
+    objective = ActionDenoising(
+        policy, predictor, tokenizer, text_encoder(config), config.window.context, config.shift, config.jitter
+    )
     stage = config.finetune_stage
     run.fit(clips.loader(stage, run), run.learner(objective, stage.optim, stage.steps), steps=stage.steps)
     if tokenizer is not None and predictor is not None:
