@@ -248,3 +248,15 @@ def test_a_loader_can_be_left_and_begun_again():
     first = next(iter(loader))
     for _ in range(20):
         assert same(next(iter(loader)), first)
+
+
+def test_real_recordings_of_several_formats_mix(shared: Path, tmp_path: Path):
+    pytest.importorskip("av")
+    from ideomotor.data.formats import open_dataset
+
+    datasets = [open_dataset(shared / "data" / "real" / name) for name in ("bridge", "sthv2", "metaworld_demos")]
+    windows = [replace(WINDOW, stride=stride) for stride in (1, 3, 4)]
+    slow = [Source(data, window=window, size=(32, 32)) for data, window in zip(datasets, windows, strict=True)]
+    fast = [replace(source, dataset=cached(source.dataset, tmp_path, 32)) for source in slow]
+    for one, other in zip(*(take(ClipLoader(s, 6, seed=0, actions=False), 2) for s in (slow, fast)), strict=True):
+        assert same(one, other) and one.frames["main"].shape == (6, 4, 3, 32, 32)
