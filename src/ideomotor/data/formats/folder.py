@@ -12,10 +12,11 @@ import csv
 import json
 from collections.abc import Iterator
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ideomotor.data.formats.checks import files_below, fingerprint, in_threads
+from ideomotor.data.formats.checks import Unfit, files_below, fingerprint, in_threads
 from ideomotor.data.video import VIDEO_SUFFIXES, VideoError, VideoFrames
 from ideomotor.types import Dataset, Episode, Quarantined
 
@@ -79,8 +80,8 @@ def _captions(root: Path, listings: list[Path], videos: list[Path]) -> tuple[dic
             if video is not None and text is not None:
                 texts[video] = text
                 continue
-            if isinstance(entry, str):
-                reason = entry
+            if isinstance(entry, Unfit):
+                reason = str(entry)
             elif not file or text is None:
                 reason = f"wanted one of {', '.join(_FILE_KEYS)} and one of {', '.join(_TEXT_KEYS)}, as text"
             else:
@@ -95,20 +96,23 @@ def _value(entry: Any, keys: tuple[str, ...]) -> str | None:
 
 
 def _entries(listing: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers with what stands there: a mapping, or a sentence that says why there is none."""
+    """Line numbers with what stands there: a mapping, or an ``Unfit`` that says why there is none."""
     try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        content = listing.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        yield 1, f"cannot be read as UTF-8 text ({error})"
+        yield 1, Unfit(f"cannot be read as UTF-8 text ({error})")
         return
     if listing.suffix.lower() == ".csv":
-        reader = csv.DictReader(lines)
-        for row in reader:
-            yield reader.line_num, row
+        reader = csv.DictReader(StringIO(content))
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            yield reader.line_num, Unfit(f"is no CSV from here on ({error})")
         return
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.split("\n"), start=1):  # splitlines() would also cut at U+2028 in a caption
         if line.strip():
             try:
                 yield number, json.loads(line)
             except ValueError as error:
-                yield number, f"is no JSON ({error})"
+                yield number, Unfit(f"is no JSON ({error})")
