@@ -184,8 +184,7 @@ class VPDDTokenizer(StageOptions, DataOptions):
         """Does it."""
         from ideomotor.systems import vpdd_stages as stages
 
-        with stages.open_run(self.out, self.config, self.seed, self.fresh, self) as run:
-            stages.train_tokenizer_on(self, self.config, run)
+        stages.run_tokenizer(self, self.config, self.out, self.seed, self.fresh)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +199,7 @@ class VPDDPretrain(StageOptions, DataOptions):
         """Does it."""
         from ideomotor.systems import vpdd_stages as stages
 
-        with stages.open_run(self.out, self.config, self.seed, self.fresh, self) as run:
-            stages.pretrain_on(self, self.config, self.tokenizer_from, run)
+        stages.run_pretrain(self, self.config, self.tokenizer_from, self.out, self.seed, self.fresh)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,8 +214,7 @@ class VPDDFinetune(StageOptions, DataOptions):
         """Does it."""
         from ideomotor.systems import vpdd_stages as stages
 
-        with stages.open_run(self.out, self.config, self.seed, self.fresh, self) as run:
-            stages.finetune_on(self, self.config, self.predictor_from, run)
+        stages.run_finetune(self, self.config, self.predictor_from, self.out, self.seed, self.fresh)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +328,10 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError, RuntimeError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        said = str(error)
+        if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+            said = f"{error.filename} is a file where a folder is needed: choose another place, or move the file away"
+        print(f"error: {said}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         raise SystemExit(130) from error

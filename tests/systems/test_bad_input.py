@@ -315,7 +315,6 @@ def test_nan_in_a_lerobot_data_set(home: Path, tmp_path: Path, capsys: pytest.Ca
     assert "is a LeRobotDataset of version v2.1; v3.0 is read here: convert it" in said(capsys)
 
 
-@pytest.mark.xfail(strict=True, reason="the message does not name the option: QuantileBins.fit")
 def test_a_robot_of_another_width_than_the_policy(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,7 +322,6 @@ def test_a_robot_of_another_width_than_the_policy(
     assert "--policy.action-width 2" in said(capsys)
 
 
-@pytest.mark.xfail(strict=True, reason="numpy's own words: recorded_actions")
 def test_two_robots_of_different_width(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recording(tmp_path / "wide/a.npz", width=7)
     recording(tmp_path / "wide/b.npz", width=7)
@@ -508,7 +506,6 @@ def test_folders_that_cannot_be_written(
     assert (tmp_path / "file").read_text() == "mine" and not list(tmp_path.glob("out/*/model.safetensors"))
 
 
-@pytest.mark.xfail(strict=True, reason="[Errno 17] File exists, without a way out: quickstart.claim, collection, cache")
 @pytest.mark.parametrize("command", ["cache", "quickstart", "imagine"])
 def test_a_file_in_place_of_a_folder_says_what_to_do(
     home: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
@@ -614,9 +611,7 @@ def test_damaged_weights(
     "file",
     [
         "run.json",
-        pytest.param(
-            "vpdd.json", marks=pytest.mark.xfail(strict=True, reason="json's own words, no path: load_models")
-        ),
+        "vpdd.json",
     ],
 )
 def test_damaged_notes_are_named(

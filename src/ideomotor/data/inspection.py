@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ideomotor.data.signals import read_actions, read_proprio
+from ideomotor.data.video import VideoFrames
 from ideomotor.types import Dataset, Episode
 
-_BLOCK = 64  # frames decoded at a time where everything is decoded
+_BLOCK, _BLOCK_BYTES = 64, 64 << 20  # frames, and bytes of them, held at a time where everything is decoded
 _DAMAGE = (ValueError, IndexError, OSError, RuntimeError)  # what readers and decoders raise for damaged data
 
 
@@ -75,6 +78,9 @@ class Inspection:
             if signal is None:
                 lines.append(f"  {name}: none")
                 continue
+            if not signal.episodes:
+                lines.append(f"  {name}: none that can be read")
+                continue
             lines.append(f"  {name}: in {signal.episodes} episodes, width {', '.join(map(str, signal.widths))}")
             if signal.low:
                 pairs = zip(signal.low, signal.high, strict=True)
@@ -125,7 +131,7 @@ def inspect(dataset: Dataset, deep: bool = False) -> Inspection:
         actions=actions,
         proprio=proprio,
         problems=tuple(problems),
-        warnings=tuple(_warnings(episodes, cameras, rates, texts, actions)),
+        warnings=(*_warnings(episodes, cameras, rates, texts, actions), *_video_warnings(dataset)),
         decoded=deep,
     )
 
@@ -154,6 +160,22 @@ def _warnings(
     return warnings
 
 
+def _video_warnings(dataset: Dataset) -> list[str]:
+    """What the files' own clocks say: where frames are missing, and where reading is slow."""
+    if dataset.format == "npz":
+        return ["npz files record no frame rate; the one above is assumed"]
+    videos = [f for episode in dataset.episodes for f in episode.frames.values() if isinstance(f, VideoFrames)]
+    named = {"vary in frame rate, or lack frames in places": [f.path for f in videos if f.info.variable_rate]}
+    named["are decoded from their start at every jump (mp4 or webm would not be)"] = [
+        f.path for f in videos if not f.info.seekable
+    ]
+    return [
+        f"{len(paths)} of {len(videos)} videos {what}, e.g. {Path(paths[0]).name}"
+        for what, paths in named.items()
+        if paths
+    ]
+
+
 def _signal(episodes: Sequence[Episode], read: Callable[[Episode], Any], problems: list[str]) -> Signal | None:
     """Reads a signal of all episodes; what cannot be read joins ``problems``."""
     if not episodes:
@@ -177,9 +199,10 @@ def _damage(episode: Episode) -> list[str]:
     found = []
     for camera, frames in episode.frames.items():
         first, moved, done = None, False, 0
+        count = max(1, min(_BLOCK, _BLOCK_BYTES // math.prod(frames.shape[1:])))
         try:
-            for start in range(0, episode.length, _BLOCK):
-                block = frames.read(range(start, min(start + _BLOCK, episode.length)))
+            for start in range(0, episode.length, count):
+                block = frames.read(range(start, min(start + count, episode.length)))
                 first = block[:1] if first is None else first
                 moved = moved or bool((block != first).any())
                 done += len(block)

@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-
 BEYOND = 1e30  # an edge that no action reaches; infinity would turn into NaN in an average of weights
 
 

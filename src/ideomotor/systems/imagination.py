@@ -93,13 +93,13 @@ def imagine_file(
     models = load_models(model)
     config = models.config
     chosen = _find(source, episode)
-    stride = stride or config.window.stride
+    stride = config.window.stride if stride is None else stride
     start = chosen.length // 3 if start is None else start
     horizon = config.window.horizon * rounds
     if not 0 <= start < chosen.length:
         raise ValueError(f"start is {start}; the clip has frames 0..{chosen.length - 1}")
-    if rounds < 1 or samples < 1:
-        raise ValueError(f"rounds is {rounds} and samples {samples}; both start at 1")
+    if min(rounds, samples, stride) < 1:
+        raise ValueError(f"rounds is {rounds}, samples {samples}, stride is {stride}; all start at 1")
     back = [max(0, start - stride * k) for k in reversed(range(config.window.context))]
     ahead = [min(chosen.length - 1, start + stride * (k + 1)) for k in range(horizon)]
     camera = next(iter(chosen.frames))

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ideomotor.data.formats import open_dataset
 from ideomotor.data.mixture import Source
 from ideomotor.systems.collection import CollectionConfig, collect_with_progress
-from ideomotor.systems.collection_worlds import WORLDS
+from ideomotor.systems.collection_worlds import WORLDS, world_config
 from ideomotor.systems.imagination import imagine_held_out
 from ideomotor.systems.quickstart_report import (
     ARMS,
@@ -54,6 +55,7 @@ def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 
     """
     model = within_budget(model, config.budget_minutes)
     model = replace(model, policy=replace(model.policy, action_width=len(WORLDS[config.world].actions)))
+    look(config, model)
     claim(config, model, out)
     with stage(out, "collect", config.seed) as run:
         if not run.finished:
@@ -76,6 +78,14 @@ def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 
     with one_thread(), beside(out, workers):
         pretrained_arm(config, model, out, workers)
     return report_of(out)
+
+
+def look(config: QuickstartConfig, model: VPDD) -> None:
+    """Looks at tasks and videos first: what is mistyped must not claim the folder of a run."""
+    for task in config.tasks:
+        world_config(config.world, {"cameras": (WORLDS[config.world].camera,), "size": model.size}, task)
+    if config.videos is not None:
+        open_dataset(config.videos)
 
 
 def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: int) -> None:

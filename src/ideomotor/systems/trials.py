@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtyping import UInt8
 from rich.console import Console
@@ -15,16 +15,15 @@ from rich.table import Table
 from torch import Tensor
 
 from ideomotor.data.video_writing import write_video
-from ideomotor.envs.chunked import Chunked
-from ideomotor.envs.vector import ChunkedVector
-from ideomotor.envs.world import GOALS
 from ideomotor.evaluation.episodes import EpisodeResult, EpisodeSpec
 from ideomotor.evaluation.rollout import rollout
 from ideomotor.evaluation.statistics import wilson
-from ideomotor.systems.collection_worlds import WORLDS, make_world
+from ideomotor.systems.collection_worlds import WORLDS, make_world, world_config
 from ideomotor.types import Agent
 
-HELD_OUT = GOALS["test"]  # collection uses the others
+if TYPE_CHECKING:
+    from ideomotor.envs.chunked import Chunked
+
 SLOTS = 20  # simulators side by side, shared by the tasks
 console = Console(stderr=True, soft_wrap=True)
 
@@ -42,6 +41,8 @@ class View:
 
 def make_chunked(world: str, settings: Mapping[str, Any], task: str, view: View) -> Chunked:
     """Returns one world, acted on in chunks; at the top level, because it is called in other processes."""
+    from ideomotor.envs.chunked import Chunked
+
     return Chunked(make_world(world, settings, task), context=view.context, stride=view.stride, chunk=view.execute)
 
 
@@ -77,7 +78,10 @@ def roll_out(
     Raises:
         ValueError: an unknown task, or more episodes than held-out goals.
     """
-    goals = list(HELD_OUT)
+    from ideomotor.envs.vector import ChunkedVector
+    from ideomotor.envs.world import GOALS
+
+    goals = list(GOALS["test"])  # collection uses the others
     if not 1 <= episodes <= len(goals):
         raise ValueError(
             f"episodes is {episodes}; {world} has {len(goals)} held-out goals a task: take 1 to {len(goals)}"
@@ -85,6 +89,8 @@ def roll_out(
     specs = [EpisodeSpec(task=task, seed=seed, goal=goal) for task in tasks for goal in goals[:episodes]]
     slots = [task for task in tasks for _ in range(max(1, min(episodes, SLOTS // len(tasks))))]
     settings = {"cameras": (WORLDS[world].camera,), "size": view.size, "goals": "test"}
+    for task in tasks:
+        world_config(world, settings, task)  # a misspelt task is told of here, not in a process of its own
     makers = [partial(make_chunked, world, settings, task, view) for task in slots]
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ChunkedVector(makers, workers=workers) as vector, Progress(*columns, console=console, transient=True) as bar:

@@ -7,6 +7,7 @@ the policy's own. The way of the data can be read from top to bottom: tokenizer,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -103,6 +104,17 @@ class VPDD:
             raise ValueError(
                 f"chunk is {window.chunk} in the window and {self.policy.chunk} in the policy (they must agree), and "
                 f"execute {self.execute} must lie in 1..chunk"
+            )
+        vocab = math.prod(self.tokenizer.levels) if self.tokenizer.codebook == "fsq" else self.tokenizer.codes
+        if self.predictor.vocab != vocab:
+            raise ValueError(
+                f"the tokenizer has {vocab} codes, the predictor {self.predictor.vocab}: set --predictor.vocab {vocab}"
+            )
+        foresight = (self.predictor.latents * self.predictor.positions, self.predictor.trunk.width)
+        if self.policy.features not in ((0, 0), foresight):
+            raise ValueError(
+                f"the predictor gives {foresight[0]} features of width {foresight[1]}, the policy expects "
+                f"{self.policy.features}: set --policy.features {foresight[0]} {foresight[1]}, or 0 0 for none"
             )
         grid = (self.size // self.tokenizer.strides[1], self.size // self.tokenizer.strides[2])
         if self.predictor.grid != grid or self.policy.pixels != self.size:

@@ -6,22 +6,24 @@ Every OUT folder is self-contained: it holds the models of the earlier stages th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
+from ideomotor.data.formats import open_dataset
 from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
+from ideomotor.systems.collection_worlds import WORLDS
 from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, recorded_actions, tokenized
 from ideomotor.systems.trials import View, roll_out
 from ideomotor.systems.vpdd import VIEW, VPDD, ActionDenoising, TextEncoder, VideoDenoising, VPDDAgent
 from ideomotor.tokenizers.vqvae3d import VQVAE3D, VQVAE3DConfig
-from ideomotor.training.checkpoint import load_model, write_json
+from ideomotor.training.checkpoint import fingerprint, load_model, write_json
 from ideomotor.training.config import config_from_json, config_to_json, differences
 from ideomotor.training.run import Run
 
@@ -60,12 +62,21 @@ class StageSettings:
 
     model: VPDD
     data: DataOptions | None = None
+    trained_on: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the models of earlier stages."""
 
 
-def open_run(out: Path, config: VPDD, seed: int, fresh: bool = False, data: DataOptions | None = None) -> Run:
+def open_run(
+    out: Path,
+    config: VPDD,
+    seed: int,
+    fresh: bool = False,
+    data: DataOptions | None = None,
+    trained_on: Mapping[str, str] | None = None,
+) -> Run:
     """Returns the stage's run, and leaves the model's config beside it."""
     if data is not None:  # a command's own options are a DataOptions and more; where the cache lies decides nothing
-        facts = {field.name: getattr(data, field.name) for field in fields(DataOptions)}
+        facts = {option.name: getattr(data, option.name) for option in fields(DataOptions)}
         data = DataOptions(**facts | {"cache": Path()})
     run = Run(out, seed=seed, config=StageSettings(model=config, data=data), fresh=fresh, save_steps=config.save_every)
     write_json(out / "vpdd.json", config_to_json(config))
@@ -81,7 +92,10 @@ def load_models(folder: Path) -> Models:
     folder = Path(folder)
     if not (folder / "vpdd.json").is_file():
         raise ValueError(f"{folder} holds no VPDD stage (vpdd.json): give the --out folder of `ideomotor vpdd ...`")
-    config = config_from_json(VPDD, json.loads((folder / "vpdd.json").read_text()))
+    try:
+        config = config_from_json(VPDD, json.loads((folder / "vpdd.json").read_text()))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'vpdd.json'} cannot be read: {error}") from error
 
     def saved(name: str, cls: Callable[[Any], Model], config_cls: type) -> Model | None:
         return load_model(folder / name, cls, config_cls) if (folder / name).is_dir() else None
@@ -108,7 +122,7 @@ def pretrain(config: VPDD, clips: TrainingClips, tokenizer: VQVAE3D, run: Run) -
     objective = VideoDenoising(predictor, tokenizer, text_encoder(config))
     stage = config.pretrain_stage
     run.fit(clips.loader(stage, run), run.learner(objective, stage.optim, stage.steps), steps=stage.steps)
-    run.save(tokenizer, config.tokenizer, "tokenizer")
+    run.save(tokenizer, tokenizer.config, "tokenizer")
     run.save(predictor, config.predictor, "predictor")
 
 
@@ -121,49 +135,95 @@ def finetune(
 ) -> None:
     """Clip with actions -> foresight and pixels -> masked action tokens -> the actions themselves."""
     policy = DiscreteDiffusionPolicy(config.policy)
-    policy.bins.fit(recorded_actions(clips.sources))
+    actions = recorded_actions(clips.sources)
+    if actions.shape[1] != config.policy.action_width:
+        raise ValueError(
+            f"the demonstrations have actions of width {actions.shape[1]}, the policy of {config.policy.action_width}: "
+            f"set --policy.action-width {actions.shape[1]}"
+        )
+    policy.bins.fit(actions)
     objective = ActionDenoising(
         policy, predictor, tokenizer, text_encoder(config), config.window.context, config.shift, config.jitter
     )
     stage = config.finetune_stage
     run.fit(clips.loader(stage, run), run.learner(objective, stage.optim, stage.steps), steps=stage.steps)
     if tokenizer is not None and predictor is not None:
-        run.save(tokenizer, config.tokenizer, "tokenizer")
-        run.save(predictor, config.predictor, "predictor")
+        run.save(tokenizer, tokenizer.config, "tokenizer")
+        run.save(predictor, predictor.config, "predictor")
     run.save(policy, config.policy, "policy")
 
 
-def train_tokenizer_on(data: DataOptions, config: VPDD, run: Run) -> None:
+def run_tokenizer(data: DataOptions, config: VPDD, out: Path, seed: int, fresh: bool) -> None:
     """``ideomotor vpdd tokenizer``: opens the data and trains, unless the run has finished."""
-    if not run.finished:
-        train_tokenizer(config, TrainingClips(open_sources(data, config, config.tokenizer_stage).train), run)
+    look(data)
+    with open_run(out, config, seed, fresh, data) as run:
+        if not run.finished:
+            train_tokenizer(config, TrainingClips(open_sources(data, config, config.tokenizer_stage).train), run)
 
 
-def pretrain_on(data: DataOptions, config: VPDD, tokenizer_from: Path, run: Run) -> None:
+def run_pretrain(data: DataOptions, config: VPDD, tokenizer_from: Path, out: Path, seed: int, fresh: bool) -> None:
     """``ideomotor vpdd pretrain``: opens the data, tokenizes it once, and trains, unless the run has finished."""
-    if run.finished:
-        return
+    look(data)
     tokenizer = fitting_tokenizer(load_models(tokenizer_from), config, tokenizer_from)
-    sources = open_sources(data, config, config.pretrain_stage).train
-    pretrain(config, tokenized(sources, tokenizer, config, data.cache, with_frames=False), tokenizer, run)
+    earlier = {"tokenizer": fingerprint(tokenizer, tokenizer.config)}
+    with open_run(out, config, seed, fresh, data, earlier) as run:
+        if not run.finished:
+            sources = open_sources(data, config, config.pretrain_stage).train
+            pretrain(config, tokenized(sources, tokenizer, config, data.cache, with_frames=False), tokenizer, run)
 
 
-def finetune_on(data: DataOptions, config: VPDD, predictor_from: Path | None, run: Run) -> None:
+def run_finetune(
+    data: DataOptions, config: VPDD, predictor_from: Path | None, out: Path, seed: int, fresh: bool
+) -> None:
     """``ideomotor vpdd finetune``: opens the demonstrations and trains, unless the run has finished."""
-    if run.finished:
-        return
+    look(data)
     if (predictor_from is None) != (config.policy.features == (0, 0)):
         raise ValueError(
             "a policy with foresight needs --predictor-from, and one without it --policy.features 0 0: give one of them"
         )
-    sources = open_sources(data, config, config.finetune_stage, actions=True).train
-    if predictor_from is None:
-        finetune(config, TrainingClips(sources, actions=True), None, None, run)
-        return
-    models = load_models(predictor_from)
-    tokenizer = fitting_tokenizer(models, config, predictor_from)
-    clips = tokenized(sources, tokenizer, config, data.cache, actions=True)
-    finetune(config, clips, tokenizer, models.predictor, run)
+    tokenizer = predictor = None
+    earlier = {}
+    if predictor_from is not None:
+        models = load_models(predictor_from)
+        tokenizer, predictor = (
+            fitting_tokenizer(models, config, predictor_from),
+            fitting_predictor(models, config, predictor_from),
+        )
+        earlier = {
+            "tokenizer": fingerprint(tokenizer, tokenizer.config),
+            "predictor": fingerprint(predictor, predictor.config),
+        }
+    with open_run(out, config, seed, fresh, data, earlier) as run:
+        if not run.finished:
+            sources = open_sources(data, config, config.finetune_stage, actions=True).train
+            clips = TrainingClips(sources, actions=True)
+            if tokenizer is not None:
+                clips = tokenized(sources, tokenizer, config, data.cache, actions=True)
+            finetune(config, clips, tokenizer, predictor, run)
+
+
+def look(data: DataOptions) -> None:
+    """Opens every data set once: a mistyped path must not claim the folder of a run."""
+    for path in data.data:
+        open_dataset(path)
+
+
+def fitting_predictor(models: Models, config: VPDD, folder: Path) -> DiscreteDiffusionPredictor:
+    """Returns the folder's predictor.
+
+    Raises:
+        ValueError: it has none, or it learned to foretell other windows than ``config`` speaks of.
+    """
+    if models.predictor is None:
+        raise ValueError(f"{folder} holds no predictor: give the --out folder of `ideomotor vpdd pretrain`")
+    learned, wanted = config_to_json(models.config.window), config_to_json(config.window)
+    changed = [line for line in differences(learned, wanted) if line.split(":")[0] in ("context", "horizon", "stride")]
+    if changed:
+        raise ValueError(
+            f"the predictor in {folder} learned other windows (there -> now): {'; '.join(changed)}. Give the same "
+            "--window options, or pre-train with these"
+        )
+    return models.predictor
 
 
 def tokenizer_of(models: Models, folder: Path) -> VQVAE3D:
@@ -206,9 +266,19 @@ def load_agent(folder: Path) -> VPDDAgent:
 def evaluate(
     folder: Path, tasks: Sequence[str], episodes: int, log: Path, workers: int = 2, **options: Any
 ) -> list[EpisodeResult]:
-    """Rolls a fine-tuned policy out on held-out goals; see ``trials.roll_out`` for the options."""
+    """Rolls a fine-tuned policy out on held-out goals; see ``trials.roll_out`` for the options.
+
+    The log keeps the episodes under the policy's fingerprint, unless ``arm`` names it: another policy in the same
+    folder is tried anew.
+    """
     agent = load_agent(folder)
-    config = agent.config
+    config, policy = agent.config, agent.policy
+    width = len(WORLDS[options.get("world", "metaworld")].actions)
+    if policy.config.action_width != width:
+        raise ValueError(
+            f"the policy in {folder} gives actions of width {policy.config.action_width}, this robot takes {width}: "
+            "evaluate a policy that was fine-tuned on demonstrations of this robot"
+        )
     view = View(
         camera=VIEW,
         size=config.size,
@@ -216,4 +286,5 @@ def evaluate(
         stride=config.window.stride,
         execute=config.execute,
     )
+    options.setdefault("arm", fingerprint(policy, policy.config)[:12])
     return roll_out(agent, view, tasks, episodes, log, workers, **options)

@@ -113,8 +113,8 @@ class VQVAE3D(nn.Module):
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t c h w"]) -> Int[Tensor, "b latent n"]:
         """Returns the tokens, row-major within a latent frame."""
-        _, ids, _ = self.codebook(self._embed(frames))
-        return rearrange(ids, "b latent h w -> b latent (h w)")
+        _, ids, _ = self.codebook(self._embed(self._latent_frames(frames)))  # (b latent) 1 h w
+        return rearrange(ids, "(b latent) 1 h w -> b latent (h w)", b=len(frames))
 
     @torch.no_grad()
     def decode(
@@ -126,13 +126,14 @@ class VQVAE3D(nn.Module):
             raise ValueError(
                 f"{tokens.shape[-1]} tokens a latent frame do not fill a grid of {rows}x{columns}: give the grid"
             )
-        codes = self.codebook.lookup(rearrange(tokens, "b latent (h w) -> b latent h w", h=rows))
-        return ((self._paint(codes) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        codes = self.codebook.lookup(rearrange(tokens, "b latent (h w) -> (b latent) 1 h w", h=rows))
+        video = ((self._paint(codes) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return rearrange(video, "(b latent) t c h w -> b (latent t) c h w", b=len(tokens))
 
     def forward(self, clip: Clip) -> Losses:
         """Returns the reconstruction loss over every camera of the clip, and the codebook's health."""
         frames = torch.cat(list(clip.frames.values()))
-        return self.loss(rearrange(frames, "b (s t) c h w -> (b s) t c h w", t=self.frames_per_latent))
+        return self.loss(self._latent_frames(frames))
 
     def loss(self, frames: UInt8[Tensor, "b t c h w"]) -> Losses:
         """Returns the motion-weighted squared error (pixels in [-1, 1]) plus the codebook's commitment."""
@@ -154,12 +155,16 @@ class VQVAE3D(nn.Module):
             },
         )
 
-    def _embed(self, frames: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b latent h w d"]:
+    def _latent_frames(self, frames: UInt8[Tensor, "b t c h w"]) -> UInt8[Tensor, "latents t c h w"]:
+        """Each latent frame is coded on its own: what is seen knows nothing of what follows, as none can who acts."""
         if frames.shape[1] % self.frames_per_latent:
             raise ValueError(
                 f"{frames.shape[1]} frames do not divide into latent frames of {self.frames_per_latent}: "
                 "take a window whose length is a multiple"
             )
+        return rearrange(frames, "b (latent t) c h w -> (b latent) t c h w", t=self.frames_per_latent)
+
+    def _embed(self, frames: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b latent h w d"]:
         self.grid(*frames.shape[-2:])
         pixels = rearrange(_scaled(frames), "b t c h w -> b c t h w")
         return rearrange(self.encoder(pixels), "b d t h w -> b t h w d")
