@@ -1,6 +1,8 @@
 """Any frame of any file, exactly: containers, codecs and damage, on small files encoded here."""
 
+import multiprocessing
 import random
+import resource
 import threading
 from fractions import Fraction
 from multiprocessing.reduction import ForkingPickler
@@ -163,6 +165,31 @@ def test_a_video_travels_to_other_threads_and_processes(folder):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def _in_a_child(video, everything, wrong):
+    for index in (20, 3, 14, 2):
+        if not torch.equal(video.read([index])[0], everything[index]):
+            wrong.put(index)
+    wrong.put("done")
+
+
+@pytest.mark.parametrize("name", ["h264_b_frames.mp4", "h264_b_frames.avi"])
+def test_a_forked_process_does_not_disturb_its_parent(folder, name):
+    """Parent and child share the offset of a file that was open at the fork."""
+    video = VideoFrames(folder / name)
+    everything = video.read(range(COUNT))
+    video.read([5])
+    context = multiprocessing.get_context("fork")
+    wrong = context.Queue()
+    children = [context.Process(target=_in_a_child, args=(video, everything, wrong)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for index in (6, 7, 19, 1, 26):
+        assert torch.equal(video.read([index])[0], everything[index])
+    assert [wrong.get(timeout=20) for _ in children] == ["done", "done"]
+    for child in children:
+        child.join()
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
@@ -427,6 +454,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError):
         write_video(tmp_path / "other.mp4", breaks_off(), 10)
     assert not (tmp_path / "other.mp4").exists()
+
+
+@pytest.mark.parametrize(("name", "short"), [("v.mp4", 20_000), ("v.mp4", 1), ("v.webm", 1), ("v.gif", 1)])
+def test_a_full_disk_leaves_the_old_file(tmp_path, name, short):
+    """A limit on file size stands for the full disk; it strikes in the data, or at the very end."""
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (12, 3, 48, 64), dtype=np.uint8))
+    whole = write_video(tmp_path / name, noise, 10).stat().st_size
+    before = write_video(tmp_path / name, pictures(2), 10).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole - short, hard))
+    try:
+        with pytest.raises(OSError, match=f"nothing was written.*{name}"):
+            write_video(tmp_path / name, noise, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / name).read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [name], "a draft was left behind"
 
 
 @pytest.mark.parametrize(
