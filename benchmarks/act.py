@@ -11,9 +11,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import _table  # first of all that is not the standard library: it sets the environment that torch reads
+
+# isort: split
 import torch
 
-import _table  # first: it sets the environment that torch reads
 from ideomotor import Clip
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor

@@ -47,21 +47,24 @@ def test_it_overfits_one_batch_and_decodes_it(policy: DiscreteDiffusionPolicy, g
         assert torch.equal(policy.sample(**seen, steps=steps), wanted)
 
 
-def test_actions_past_the_end_do_not_count(policy: DiscreteDiffusionPolicy) -> None:
+def test_actions_past_the_end_are_neither_learned_nor_seen(policy: DiscreteDiffusionPolicy) -> None:
+    """Fails if the padding of a chunk, which repeats its last action, is shown as a known token."""
+    torch.nn.init.normal_(policy.actions.head.weight, std=0.1)  # it begins at zero, where nothing would matter
     seen, actions = batch(), torch.zeros(8, 3, 2)
-    mask = torch.ones(8, 3, dtype=torch.bool)
-    mask[:, 1:] = False
+    mask = torch.tensor([True, True, False]).expand(8, 3)
     other = actions.clone()
-    other[:, 1:] = 2.0  # nonsense after the end
-    logits = []
-    for given in (actions, other):
-        x0 = policy.bins.encode(given)
-        logits.append(x0[:, 0])
-        losses = policy.loss(
-            **seen, actions=given, mask=torch.zeros_like(mask), generator=torch.Generator().manual_seed(0)
-        )
-        assert losses.total == 0
-    assert torch.equal(logits[0], logits[1])
+    other[:, 2] = 2.0  # nonsense after the end
+
+    def loss(given: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        return policy.loss(**seen, actions=given, mask=real, generator=torch.Generator().manual_seed(0)).total
+
+    assert torch.equal(loss(actions, mask), loss(other, mask))
+    assert not torch.equal(loss(actions, mask), loss(other, torch.ones_like(mask)))
+
+
+def test_a_batch_of_nothing_but_padding_is_no_catastrophe(policy: DiscreteDiffusionPolicy) -> None:
+    losses = policy.loss(**batch(), actions=torch.zeros(8, 3, 2), mask=torch.zeros(8, 3, dtype=torch.bool))
+    assert losses.total == 0 and losses.terms["accuracy"] == 0
 
 
 def test_what_does_not_fit_is_refused(policy: DiscreteDiffusionPolicy) -> None:

@@ -133,10 +133,12 @@ class DiscreteDiffusionPolicy(nn.Module):
         ratio = cosine_ratio(torch.rand(len(x0), generator=generator)).to(x0.device)
         xt, masked = mask_tokens(x0, self.actions.mask_id, ratio, generator)
         if mask is not None:
-            masked &= repeat(mask, "b chunk -> (b k) (chunk action)", k=config.noisings, action=config.action_width)
+            # Past the episode's end nothing is known: such tokens are never shown, for they repeat the last action.
+            real = repeat(mask, "b chunk -> (b k) (chunk action)", k=config.noisings, action=config.action_width)
+            xt, masked = xt.masked_fill(~real, self.actions.mask_id), masked & real
         logits = self.logits(xt, cache)
         total = masked_cross_entropy(logits, x0, masked)
-        right = (logits.detach().argmax(-1) == x0)[masked].float().mean()
+        right = ((logits.detach().argmax(-1) == x0) & masked).sum() / masked.sum().clamp(min=1)
         return Losses(total=total, terms={"cross_entropy": total.detach(), "accuracy": right})
 
     def logits(self, xt: Int[Tensor, "b n"], cache: Cache) -> Float[Tensor, "b n bins"]:

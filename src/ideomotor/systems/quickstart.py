@@ -211,7 +211,9 @@ def within_budget(model: VPDD, minutes: float) -> VPDD:
     """
 
     def scaled(part: Stage) -> Stage:
-        return replace(part, steps=max(10, round(part.steps * minutes / FULL_BUDGET)))
+        share = minutes / FULL_BUDGET
+        optim = replace(part.optim, warmup=round(part.optim.warmup * min(1.0, share)))
+        return replace(part, steps=max(10, round(part.steps * share)), optim=optim)
 
     return replace(
         model,

@@ -66,7 +66,7 @@ class VPDD:
     action_steps: int = 2
     imagine_steps: int = 8
     shift: int = 4
-    jitter: float = 0.1
+    jitter: float = 0.0
     save_every: int = 200
     text: str = "sentence"
     tokenizer: VQVAE3DConfig = field(default_factory=VQVAE3DConfig)

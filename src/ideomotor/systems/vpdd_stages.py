@@ -78,8 +78,10 @@ def open_run(
     if data is not None:  # a command's own options are a DataOptions and more; where the cache lies decides nothing
         facts = {option.name: getattr(data, option.name) for option in fields(DataOptions)}
         data = DataOptions(**facts | {"cache": Path()})
-    run = Run(out, seed=seed, config=StageSettings(model=config, data=data), fresh=fresh, save_steps=config.save_every)
-    write_json(out / "vpdd.json", config_to_json(config))
+    settings = StageSettings(model=config, data=data, trained_on=trained_on or {})
+    run = Run(out, seed=seed, config=settings, fresh=fresh, save_steps=config.save_every)
+    if run.processes.is_main:
+        write_json(out / "vpdd.json", config_to_json(config))
     return run
 
 

@@ -77,7 +77,11 @@ class VQVAE3D(nn.Module):
     def __init__(self, config: VQVAE3DConfig) -> None:
         super().__init__()
         self.config = config
-        self.codebook = FSQ(config.levels) if config.codebook == "fsq" else EMACodebook(config.codes, config.code_width)
+        self.codebook = (
+            FSQ(config.levels)
+            if config.codebook == "fsq"
+            else EMACodebook(config.codes, config.code_width, commitment=config.commitment)
+        )
         first, wide = config.widths[0], config.widths[-1]
         down: list[nn.Module] = [Fold(3, first, config.patch), _Residual(first)]
         up: list[nn.Module] = [_linear(self.codebook.width, wide)] + [_Residual(wide) for _ in range(config.blocks)]
@@ -146,7 +150,7 @@ class VQVAE3D(nn.Module):
         usage = torch.bincount(ids.flatten(), minlength=self.vocab).count_nonzero() / self.vocab
         psnr = -10 * (error.detach().mean() / 4).log10()
         return Losses(
-            total=reconstruction + self.config.commitment * commitment.float(),
+            total=reconstruction + commitment.float(),
             terms={
                 "reconstruction": reconstruction.detach(),
                 "commitment": commitment.detach().float(),

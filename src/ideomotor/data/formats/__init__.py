@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ideomotor.data.formats import annotated_json, folder, lerobot, npz
-from ideomotor.types import Dataset
+from ideomotor.types import Dataset, Quarantined
 
 
 class Format(NamedTuple):
@@ -52,6 +53,8 @@ def open_dataset(path: Path | str, format: str | None = None) -> Dataset:
         wanted = "; ".join(f"{name}: {reader.wanted}" for name, reader in FORMATS.items())
         raise ValueError(f"no data set was found in {path}, which holds {_contents(path)}. Wanted one of: {wanted}")
     dataset = FORMATS[names[0]].read(path)
+    if format is None and names[0] in ("npz", "folder"):
+        dataset = replace(dataset, quarantined=(*dataset.quarantined, *_inner(path)))
     if not dataset.episodes:
         reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in dataset.quarantined[:3])
         raise ValueError(
@@ -59,6 +62,17 @@ def open_dataset(path: Path | str, format: str | None = None) -> Dataset:
             f"{reasons}"
         )
     return dataset
+
+
+def _inner(path: Path) -> list[Quarantined]:
+    """The data sets that lie in a folder read as loose recordings: their actions and texts are lost on the way."""
+    found = []
+    for child in sorted(path.iterdir()) if path.is_dir() else []:
+        name = next((name for name in ("lerobot", "annotated_json") if FORMATS[name].sniff(child)), None)
+        if name is not None:
+            reason = f"is a data set of its own ({name}), read here as loose files: open it by itself for all it holds"
+            found.append(Quarantined(path=child.name, reason=reason))
+    return found
 
 
 def _contents(path: Path) -> str:
