@@ -50,6 +50,19 @@ def test_the_layout_is_recognised(tmp_path):
     assert open_dataset(tmp_path, format="folder").format == "folder"
 
 
+def test_a_data_set_inside_a_folder_of_videos_is_pointed_out(tmp_path):
+    """Its videos are read, its actions and texts are not, and that must not pass in silence."""
+    video(tmp_path / "loose.mp4")
+    annotated(tmp_path / "robot", 0)
+    data = open_dataset(tmp_path)
+    assert data.format == "folder" and len(data.episodes) == 3
+    assert reasons(data) == {
+        "robot": "is a data set of its own (annotated_json), read here as loose files: "
+        "open it by itself for all it holds"
+    }
+    assert not open_dataset(tmp_path, format="folder").quarantined  # asked for by name
+
+
 def test_unknown_formats_and_empty_folders_say_what_was_wanted(tmp_path):
     with pytest.raises(ValueError, match=r"there is no format 'foldr'; did you mean 'folder'\? \(formats: lerobot, "):
         open_dataset(tmp_path, format="foldr")

@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -162,6 +164,26 @@ def test_only_decoding_finds_a_frozen_and_a_damaged_video():
 def test_a_lone_frame_is_not_frozen():
     data = synthetic_dataset(episodes=1, length=1, size=8)
     assert inspect(data, deep=True).problems == ()
+
+
+def test_what_the_files_clocks_say_is_a_warning(tmp_path):
+    frames = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
+    write_video(tmp_path / "even.mp4", frames, 10)
+    assert not [warning for warning in inspect(open_dataset(tmp_path)).warnings if "videos" in warning]
+    for name, stamps in (("gap.mp4", [0, 1, 2, 3, 40, 41]), ("old.avi", range(6))):
+        with av.open(str(tmp_path / name), "w") as output:
+            stream = output.add_stream("libx264", rate=10, options={"bf": "2"})
+            stream.height = stream.width = 16
+            stream.pix_fmt = "yuv420p"
+            for stamp, picture in zip(stamps, frames, strict=False):
+                frame = av.VideoFrame.from_ndarray(picture.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+                frame.pts, frame.time_base = stamp, Fraction(1, 10)
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+    found = inspect(open_dataset(tmp_path)).warnings
+    assert "1 of 3 videos vary in frame rate, or lack frames in places, e.g. gap.mp4" in found
+    assert any(warning.startswith("1 of 3 videos are decoded from their start") for warning in found)
+    assert sum("old.avi" in warning for warning in found) == 1
 
 
 def test_damage_in_real_files(tmp_path):

@@ -67,7 +67,7 @@ def open_dataset(path: Path | str, format: str | None = None) -> Dataset:
 def _inner(path: Path) -> list[Quarantined]:
     """The data sets that lie in a folder read as loose recordings: their actions and texts are lost on the way."""
     found = []
-    for child in sorted(path.iterdir()) if path.is_dir() else []:
+    for child in sorted(child for child in path.glob("*/") if child.is_dir()):
         name = next((name for name in ("lerobot", "annotated_json") if FORMATS[name].sniff(child)), None)
         if name is not None:
             reason = f"is a data set of its own ({name}), read here as loose files: open it by itself for all it holds"
