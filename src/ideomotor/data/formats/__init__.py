@@ -58,8 +58,8 @@ def open_dataset(path: Path | str, format: str | None = None) -> Dataset:
     if not dataset.episodes:
         reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in dataset.quarantined[:3])
         raise ValueError(
-            f"{path} looks like {names[0]!r}, but none of its {len(dataset.quarantined)} recordings can be read: "
-            f"{reasons}"
+            f"{path} looks like {names[0]!r}, but none of its {len(dataset.quarantined)} recordings can be read "
+            f"({reasons})"
         )
     return dataset
 
