@@ -125,7 +125,7 @@ def test_finetuning_overfits_one_batch(foresight: bool) -> None:
 
 @pytest.mark.parametrize("foresight", [True, False], ids=["foresight", "control"])
 def test_finetuning_never_sees_the_future(foresight: bool) -> None:
-    """Fails if the policy's pixels are the window's last frame instead of the context's: it then acts a horizon late."""
+    """Fails if the policy's pixels are the window's last frame instead of the context's: then it acts late."""
     config = small() if foresight else without_foresight(small())
     tokenizer, predictor, policy = models(config)
     lent = (predictor, tokenizer) if foresight else (None, None)
@@ -364,7 +364,7 @@ def test_another_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
 
 def replace_size(config: VPDD, size: int) -> VPDD:
     grid = (size // 8, size // 8)
-    policy = replace(config.policy, pixels=size)
+    policy = replace(config.policy, pixels=size, features=((grid[0] // config.predictor.patch) ** 2, 32))
     return replace(config, size=size, predictor=replace(config.predictor, grid=grid), policy=policy)
 
 

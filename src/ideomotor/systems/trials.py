@@ -37,6 +37,7 @@ class View:
     context: int
     stride: int
     execute: int
+    action_width: int
 
 
 def make_chunked(world: str, settings: Mapping[str, Any], task: str, view: View) -> Chunked:
@@ -91,6 +92,12 @@ def roll_out(
     settings = {"cameras": (WORLDS[world].camera,), "size": view.size, "goals": "test"}
     for task in tasks:
         world_config(world, settings, task)  # a misspelt task is told of here, not in a process of its own
+    width = len(WORLDS[world].actions)
+    if view.action_width != width:
+        raise ValueError(
+            f"the policy gives actions of width {view.action_width}, the robot of {world} takes {width}: try a policy "
+            "that was fine-tuned on demonstrations of this robot"
+        )
     makers = [partial(make_chunked, world, settings, task, view) for task in slots]
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ChunkedVector(makers, workers=workers) as vector, Progress(*columns, console=console, transient=True) as bar:

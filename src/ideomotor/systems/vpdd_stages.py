@@ -18,7 +18,6 @@ from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
-from ideomotor.systems.collection_worlds import WORLDS
 from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, recorded_actions, tokenized
 from ideomotor.systems.trials import View, roll_out
 from ideomotor.systems.vpdd import VIEW, VPDD, ActionDenoising, TextEncoder, VideoDenoising, VPDDAgent
@@ -275,18 +274,13 @@ def evaluate(
     """
     agent = load_agent(folder)
     config, policy = agent.config, agent.policy
-    width = len(WORLDS[options.get("world", "metaworld")].actions)
-    if policy.config.action_width != width:
-        raise ValueError(
-            f"the policy in {folder} gives actions of width {policy.config.action_width}, this robot takes {width}: "
-            "evaluate a policy that was fine-tuned on demonstrations of this robot"
-        )
     view = View(
         camera=VIEW,
         size=config.size,
         context=config.window.context,
         stride=config.window.stride,
         execute=config.execute,
+        action_width=policy.config.action_width,
     )
     options.setdefault("arm", fingerprint(policy, policy.config)[:12])
     return roll_out(agent, view, tasks, episodes, log, workers, **options)
