@@ -387,6 +387,20 @@ def test_another_predictor_is_refused_or_kept_as_it_is(tmp_path: Path) -> None:
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.xfail(strict=True, reason="of data sets of one name the last alone counts: recorded_actions")
+def test_bins_are_placed_by_all_data_sets_also_those_of_one_name() -> None:
+    few, many = (Source(dataset=synthetic_dataset(episodes=n, length=12)) for n in (1, 3))
+    assert few.dataset.name == many.dataset.name  # as those of two folders A/demonstrations and B/demonstrations
+    assert len(recorded_actions([few, many])) == 4 * 12
+
+
+@pytest.mark.xfail(strict=True, reason="safetensors writes with mode 0600: a colleague cannot read the weights")
+def test_saved_weights_may_be_read_as_the_files_beside_them(tmp_path: Path) -> None:
+    train("control", small(steps=1), tmp_path / "control")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "control/policy").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_fit_together(name: str) -> None:
     config = PRESETS[name]()
