@@ -331,8 +331,18 @@ def test_a_mistyped_path_does_not_claim_the_folder(
     assert stage(home, "tokenizer", tmp_path / "out") == 0
 
 
-@pytest.mark.parametrize("wrong", [("--tasks", "redd"), ("--tasks", "red", "--videos", "nowhere")])
-def test_a_mistyped_task_does_not_claim_a_quickstart(tmp_path: Path, wrong: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--tasks", "redd"),
+        ("--tasks", "red", "--videos", "nowhere"),
+        pytest.param(
+            ("--demonstrations", 0),
+            marks=pytest.mark.xfail(strict=True, reason="collect finds it, after the folder is claimed"),
+        ),
+    ],
+)
+def test_a_mistyped_task_does_not_claim_a_quickstart(tmp_path: Path, wrong: tuple[object, ...]) -> None:
     few = ("--world", "toy", *TINY, "--out", tmp_path / "run", "--demonstrations", 1, "--workers", 1)
     assert ideomotor("quickstart", *few, *wrong) == 2
     assert not (tmp_path / "run").exists() or list((tmp_path / "run").iterdir()) == []
