@@ -387,7 +387,6 @@ def test_another_predictor_is_refused_or_kept_as_it_is(tmp_path: Path) -> None:
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="of data sets of one name the last alone counts: recorded_actions")
 def test_bins_are_placed_by_all_data_sets_also_those_of_one_name() -> None:
     few, many = (Source(dataset=synthetic_dataset(episodes=n, length=12)) for n in (1, 3))
     assert few.dataset.name == many.dataset.name  # as those of two folders A/demonstrations and B/demonstrations

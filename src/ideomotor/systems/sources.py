@@ -178,11 +178,11 @@ def tokenized(
 
 def recorded_actions(sources: Sequence[Source]) -> Float[Tensor, "n action"]:
     """Returns the actions of all the sources' episodes, one after the other."""
-    parts = {source.dataset.name: all_actions(source.dataset) for source in sources}
-    if len({part.shape[1] for part in parts.values()}) > 1:
-        widths = ", ".join(f"{name!r} of width {part.shape[1]}" for name, part in parts.items())
+    parts = [(source.dataset.name, all_actions(source.dataset)) for source in sources]
+    if len({actions.shape[1] for _, actions in parts}) > 1:
+        widths = ", ".join(f"{name!r} of width {actions.shape[1]}" for name, actions in parts)
         raise ValueError(f"the data sets have actions {widths}: a policy is fine-tuned on one robot")
-    return torch.from_numpy(np.concatenate(list(parts.values())))
+    return torch.from_numpy(np.concatenate([actions for _, actions in parts]))
 
 
 @contextmanager
