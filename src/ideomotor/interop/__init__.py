@@ -1,0 +1,1 @@
+"""Published weights to our names: pure functions from dict to dict, one file a system."""
