@@ -1,0 +1,121 @@
+"""Numbers of the published VPDD networks: the video model, both action models, and both together in the diffusion."""
+
+import json
+
+import pytest
+import torch
+from recipe import weights
+from safetensors.torch import load_file
+
+from ideomotor.interop.vpdd import (
+    is_multiview,
+    policy_config,
+    policy_from_published,
+    predictor_config,
+    predictor_from_published,
+)
+from ideomotor.layers.gpt import GPTConfig
+from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPolicyConfig
+from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig
+from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
+
+pytestmark = pytest.mark.golden
+
+
+@pytest.fixture(scope="module")
+def folder(shared):
+    return shared / "golden" / "vpdd"
+
+
+def close(got, wanted, atol):
+    torch.testing.assert_close(got, wanted, atol=atol, rtol=0.0)
+
+
+def below(prefix, state):
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def predictor_of(state, grid):
+    config = PerceiverDiffusionPredictorConfig(**predictor_config(state), grid=grid)
+    predictor = PerceiverDiffusionPredictor(config)
+    predictor.load_state_dict(predictor_from_published(state))
+    return predictor.eval()
+
+
+def policy_of(state):
+    config, trunk = policy_config(state)
+    build, build_config = (
+        (MultiviewGPTPolicy, MultiviewGPTPolicyConfig)
+        if is_multiview(state)
+        else (GPTDiffusionPolicy, GPTDiffusionPolicyConfig)
+    )
+    policy = build(build_config(**config, trunk=GPTConfig(**trunk)))
+    policy.load_state_dict(policy_from_published(state))
+    return policy.eval()
+
+
+@torch.inference_mode()
+def test_the_video_model(folder):
+    data = load_file(folder / "p_theta1_tiny.safetensors")
+    predictor = predictor_of(below("state.", data), (6, 6))
+    seen = predictor.observe(data["history_tokens"].flatten(1), data["text"])
+    features = predictor.features(data["future_tokens"].flatten(1), data["t"], seen)
+    close(features, data["features"], 1e-5)
+    close(predictor.logits(features), data["logits"], 1e-5)
+
+
+@torch.inference_mode()
+def test_the_metaworld_head(folder):
+    data = load_file(folder / "p_theta2_metaworld_tiny.safetensors")
+    policy = policy_of(below("state.", data))
+    text = policy.observe(data["text"])
+    for tokens, logits in (
+        ("", ""),
+        ("_fifth_changed", "_fifth_token_changed"),
+        ("_last_changed", "_last_token_changed"),
+    ):
+        xt = data[f"action_tokens{tokens}"] - 64
+        close(policy.logits(xt, data["t"], data["features"], text), data[f"action_logits{logits}"], 1e-4)
+
+
+def check_video(data, predictor):
+    """Compares what the files of both benchmarks hold of the video model, and returns the features."""
+    places = data["selected_positions"]
+    seen = predictor.observe(data["history_tokens"].flatten(1), data["text"])
+    features = predictor.features(data["x_t"][:, :576], data["t"], seen)
+    logits = predictor.logits(features)
+    close(logits[:, places], data["video_logits_selected"], 2e-4)
+    close(logits.logsumexp(-1), data["video_logsumexp"], 2e-4)
+    assert logits.argmax(-1).equal(data["video_argmax"])
+    return features
+
+
+@torch.inference_mode()
+def test_full_size_networks_of_metaworld(folder):
+    data, about = read(folder, "policy_metaworld_full")
+    state = weights(about["weights"])
+    features = check_video(data, predictor_of(below("traj_model.", state), (24, 24)))
+    close(features[:, data["feature_positions"]], data["feature_map_selected"], 2e-4)
+    policy = policy_of(below("act_model.", state))
+    logits = policy.logits(data["x_t"][:, 576:] - 2048, data["t"], features, policy.observe(data["text"]))
+    close(logits, data["action_logits"], 2e-4)
+
+
+@torch.inference_mode()
+def test_full_size_networks_of_rlbench(folder):
+    data, about = read(folder, "policy_rlbench_full")
+    state = weights(about["weights"])
+    predictor = predictor_of(below("traj_model.", state), (24, 24))
+    check_video(data, predictor)
+    policy = policy_of(below("act_model.", state))
+    views = torch.cat(
+        [predictor.codes[data[f"view_{view}"].flatten(1)] for view in ("wrist", "left", "right", "wrist")], -1
+    )
+    images = data["images_uint8_32px"].repeat_interleave(4, -1).repeat_interleave(4, -2)
+    seen = policy.observe(views, images, data["proprio"], data["text"])
+    logits = policy.logits(data["x_t"][:, 576:] - 2048, data["t"], seen)
+    close(logits, data["action_logits"], 2e-4)
+
+
+def read(folder, name):
+    return load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text())
