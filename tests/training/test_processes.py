@@ -15,7 +15,7 @@ from toy_stage import clip
 
 from ideomotor.training import OptimConfig, Run
 from ideomotor.training.checkpoint import load_state
-from ideomotor.training.processes import Processes, caught_signals, peak_rss_bytes
+from ideomotor.training.processes import PeakMemory, Processes, caught_signals
 from ideomotor.types import Clip, Losses
 
 STEPS = 3
@@ -142,8 +142,13 @@ def test_a_signal_nobody_looked_at_is_not_lost() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_peak_memory_is_in_bytes() -> None:
-    assert 50e6 < peak_rss_bytes() < 1e12
+def test_peak_memory_is_in_bytes_and_counts_children() -> None:
+    peak = PeakMemory()
+    filled = "import time; held = bytearray(b'x') * 300_000_000; time.sleep(2.5)"
+    subprocess.run([sys.executable, "-c", filled], check=True)
+    most = peak.end()
+    alone = PeakMemory().end()
+    assert 50e6 < alone < 1e12 and most > alone + 250e6
 
 
 if __name__ == "__main__":

@@ -268,3 +268,14 @@ def test_a_finished_run_whose_state_is_gone_says_what_to_do(tmp_path: Path) -> N
     shutil.rmtree(tmp_path / "state")
     with pytest.raises(ValueError, match=r"is finished, but its state folder is gone: .*--fresh"):
         stage(tmp_path, CONFIG)
+
+
+def test_held_out_batches_are_measured_and_change_nothing(tmp_path: Path) -> None:
+    plain = stage(tmp_path / "plain", CONFIG, log_steps=1)
+    watched = stage(tmp_path / "watched", CONFIG, log_steps=1, held_out=[clip(99), clip(98)])
+    assert same(plain, watched)
+    for row in rows(tmp_path / "watched"):
+        assert row["Regression/validation_loss"] > 0 and row["Judging/validation_loss"] > 0
+    losses = [row["Regression/validation_loss"] for row in rows(tmp_path / "watched")]
+    assert len(set(losses)) == len(losses)  # the weights move, and the average with them
+    assert not any("validation" in name for row in rows(tmp_path / "plain") for name in row)

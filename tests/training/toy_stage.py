@@ -84,7 +84,7 @@ def clips(start: int) -> Iterator[Clip]:
         start += 1
 
 
-def stage(folder: Path, config: StageConfig, hooks=(), **settings) -> dict[str, Tensor]:
+def stage(folder: Path, config: StageConfig, hooks=(), held_out=(), **settings) -> dict[str, Tensor]:
     """Trains, saves, and returns a copy of all state of both learners."""
     with Run(folder, seed=3, config=config, **settings) as run:
         model, judge = Toy(config.model), Toy(config.model)
@@ -92,7 +92,7 @@ def stage(folder: Path, config: StageConfig, hooks=(), **settings) -> dict[str, 
             run.learner(Regression(model), config.optim, config.steps),
             run.learner(Judging(judge, model), OptimConfig(lr=1e-3, warmup=0, schedule="constant"), config.steps),
         ]
-        run.fit(clips, *learners, steps=config.steps, hooks=hooks)
+        run.fit(clips, *learners, steps=config.steps, held_out=held_out, hooks=hooks)
         run.save(model, config.model, "model")
         return {f"{one.name}.{k}": v.clone() for one in learners for k, v in one.state().tensors.items()}
 

@@ -296,9 +296,14 @@ def _training(data: ReportData) -> str:
 def _cost(stages: Sequence[Stage]) -> str:
     if not stages:
         return _not_yet("No stage has finished yet.")
-    total, most = sum(stage.seconds for stage in stages), say.memory(max(stage.peak_rss_bytes for stage in stages))
+    total, most = (
+        sum(stage.seconds for stage in stages if not stage.beside),
+        say.memory(max(stage.peak_rss_bytes for stage in stages)),
+    )
     body = "".join(
-        f'<tr><th scope="row">{say.escaped(stage.name)}{_small(stage.note)}</th>'
+        f'<tr><th scope="row">{say.escaped(stage.name)}'
+        f"{_small(', '.join(filter(None, (stage.note, 'beside the others' * stage.beside))))}</th>"
+        ""
         f'<td class="drawn spare">{_part(stage.seconds, total)}</td>'
         f'<td class="number">{say.duration(stage.seconds)}</td>'
         f'<td class="number">{say.memory(stage.peak_rss_bytes)}</td></tr>'
@@ -308,7 +313,7 @@ def _cost(stages: Sequence[Stage]) -> str:
         '<table><caption>Time and memory of each stage</caption><thead><tr><th scope="col">Stage</th>'
         '<th scope="col" class="spare">Share</th><th scope="col" class="number">Time</th>'
         '<th scope="col" class="number">Peak memory</th></tr></thead>'
-        f'<tbody>{body}</tbody><tfoot><tr><th scope="row">All</th><td class="spare"></td>'
+        f'<tbody>{body}</tbody><tfoot><tr><th scope="row">All, one after the other</th><td class="spare"></td>'
         f'<td class="number">{say.duration(total)}</td><td class="number">{most}</td></tr></tfoot></table>'
     )
 

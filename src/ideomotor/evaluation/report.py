@@ -103,12 +103,14 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What one stage cost: wall-clock seconds and peak resident memory of the process."""
+    """What one stage cost: wall-clock seconds and peak resident memory of its processes together."""
 
     name: str
     seconds: float
     peak_rss_bytes: int
     note: str = ""
+    beside: bool = False
+    """It ran while the others did, so its time adds nothing to theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,10 +93,7 @@ def rollout(
     """
     _check(world, episodes, slots)
     finished = {result.key: result for result in (read_log(log) if log else []) if result.arm == arm}
-    queues: dict[str, deque[EpisodeSpec]] = {task: deque() for task in slots}
-    for spec in episodes:
-        if spec.key not in finished:
-            queues[spec.task].append(spec)
+    queues = {task: deque(e for e in episodes if e.task == task and e.key not in finished) for task in set(slots)}
     running: list[_Running | None] = [None] * world.num_envs
     recorded = {spec.key for spec in record}
     observation: dict[str, Any] = {}

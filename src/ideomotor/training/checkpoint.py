@@ -232,6 +232,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         plain[name] = value.clone() if value.data_ptr() in seen else value
         seen.add(value.data_ptr())
     save_file(plain, path)
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes for the owner alone, whatever the umask says
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

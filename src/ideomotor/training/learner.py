@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
@@ -91,6 +91,20 @@ class Learner:
             self.average.update(self.objective, self.step)
         self.step += 1
         return {f"{self.name}/{term}": value for term, value in (metrics | {"lr": rate}).items()}
+
+    def validate(self, batches: Sequence[Clip]) -> dict[str, float]:
+        """Returns ``"name/validation_loss"``, the mean loss of the batches; no weight or random state is changed.
+
+        In eval mode, with the averaged weights where there are some, under the same noise each time it is called.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        total = 0.0
+        with torch.no_grad(), self.averaged(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed_of(self.seed, self.name, "validation"))
+            for batch in batches:
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
+                    total += float(self.objective(batch.to(self.device)).total)
+        return {f"{self.name}/validation_loss": total / len(batches)}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

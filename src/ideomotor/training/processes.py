@@ -111,13 +111,40 @@ def caught_signals() -> Iterator[list[int]]:
         os.kill(owner, caught[0])
 
 
-def reset_peak_rss() -> None:
-    """Lets the kernel count the peak of this stage alone where it can (Linux); elsewhere the peak is the process's."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+class PeakMemory:
+    """The largest resident memory of this process together with the processes it started, from here on.
+
+    The children (simulators, the control beside) are looked at once a second, by a thread; where the kernel does not
+    tell of them (not Linux), it is this process's own peak.
+    """
+
+    def __init__(self) -> None:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel's own peak starts anew
+        self._most, self._ended = 0, threading.Event()
+        threading.Thread(target=self._watch, name="peak-memory", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1.0):
+            self._most = max(self._most, sum(map(_rss_bytes, _family(os.getpid()))))
+
+    def end(self) -> int:
+        """Stops looking and returns the peak, in bytes."""
+        self._ended.set()
+        unit = 1 if sys.platform == "darwin" else 1024
+        return max(self._most, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def peak_rss_bytes() -> int:
-    """Returns the largest resident memory of this process, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _family(pid: int) -> Iterator[int]:
+    """The process and all that descend from it."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in children.read_text().split():
+                yield from _family(int(child))
+
+
+def _rss_bytes(pid: int) -> int:
+    with suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    return 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import islice
@@ -31,7 +32,7 @@ from ideomotor.training.config import config_to_json, differences
 from ideomotor.training.learner import Learner, LearnerState, check_ownership
 from ideomotor.training.log import Log
 from ideomotor.training.optim import OptimConfig
-from ideomotor.training.processes import Processes, caught_signals, peak_rss_bytes, reset_peak_rss
+from ideomotor.training.processes import PeakMemory, Processes, caught_signals
 from ideomotor.types import Clip
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -91,7 +92,6 @@ class Run:
         self._fitted = False
         self._began, self._before = time.monotonic(), 0.0
         self._saved_at, self._saved_step = self._began, 0
-        reset_peak_rss()
         if self.processes.is_main:
             check_writable(self.dir)
             with ExitStack() as undo:
@@ -105,14 +105,16 @@ class Run:
 
     def __enter__(self) -> Run:
         torch.manual_seed(self.seed)
+        self._memory = PeakMemory()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        peak = self._memory.end()
         if self.processes.is_main:
             if error is None and not self._was_finished:
-                self._finish()
+                self._finish(peak)
             self._lock.close()
 
     @property
@@ -138,13 +140,21 @@ class Run:
         self.learners[learner.name] = learner
         return learner
 
-    def fit(self, clips: Clips, *learners: Learner, steps: int, hooks: Iterable[Hook] = ()) -> None:
+    def fit(
+        self,
+        clips: Clips,
+        *learners: Learner,
+        steps: int,
+        held_out: Sequence[Clip] = (),
+        hooks: Iterable[Hook] = (),
+    ) -> None:
         """Trains up to ``steps`` steps in all, from where the folder's state stands; at the end returns at once.
 
         Args:
             clips: batches, the first for step 0; or a function of the step to start at (a loader that can jump there).
             learners: updated in this order with each batch; all that the run has made.
             steps: of the whole stage.
+            held_out: batches that are not learned from; their mean loss is logged ten times, and at the last step.
             hooks: called as ``hook(step, metrics)`` after each step, in the main process and after the state is saved.
 
         Raises:
@@ -162,6 +172,9 @@ class Run:
                 for learner in learners:
                     metrics |= learner.update(batch)
                 self.step += 1
+                if held_out and (self.step % math.ceil(steps / 10) == 0 or self.step >= steps):
+                    for learner in learners:
+                        metrics |= learner.validate(held_out)
                 log(self.step, metrics)
                 signum = self._signal(caught)
                 if self.step >= steps or signum or self.step == self.pause_at or self._due():
@@ -287,11 +300,11 @@ class Run:
                 "it was begun with, another --out, or --fresh to throw it away and begin anew"
             )
 
-    def _finish(self) -> None:
+    def _finish(self, peak_rss_bytes: int) -> None:
         done = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
-            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_rss_bytes": peak_rss_bytes,
             "steps": self.step,
             "seed": self.seed,
             "world_size": self.processes.world_size,
