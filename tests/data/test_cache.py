@@ -336,3 +336,18 @@ def test_a_finished_cache_opens_quickly(tmp_path: Path):
             episode.read_actions()
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.5  # 4 ms when the machine is idle
+
+
+def test_a_mishap_of_the_machine_is_not_remembered_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dataset = synthetic_dataset(3, 20, 8)
+    read = SyntheticFrames.read
+
+    def gone(self, indices, size=None):
+        raise OSError(116, "stale file handle")
+
+    monkeypatch.setattr(SyntheticFrames, "read", gone)
+    with pytest.raises(OSError, match="stale file handle"):
+        cached(dataset, tmp_path, 8)
+    monkeypatch.setattr(SyntheticFrames, "read", read)
+    found = cached(dataset, tmp_path, 8)
+    assert len(found.episodes) == 3 and found.quarantined == ()

@@ -209,12 +209,8 @@ def test_imagine_from_a_damaged_file(home: Path, tmp_path: Path, kind: str, caps
     make, reason = BAD[kind]
     make(tmp_path / "clip.mp4")
     assert ideomotor("imagine", home / "pretrain", "--input", tmp_path / "clip.mp4", "--out", tmp_path / "x.mp4") == 2
-    assert f"clip.mp4: {reason}" in said(capsys)
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
-    good(tmp_path / "other.mp4")
-    assert ideomotor("imagine", home / "pretrain", "--input", tmp_path / "clip.mp4", "--out", tmp_path / "x.mp4") == 2
     assert f"{tmp_path / 'clip.mp4'} cannot be read: {reason}" in said(capsys)
-    assert not (tmp_path / "x.mp4").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
 def test_odd_sizes_and_two_frame_rates_are_taken(
@@ -406,7 +402,7 @@ def test_a_full_disk_while_frames_are_cached(home: Path, disk: Disk, capsys: pyt
 def test_a_full_disk_keeps_the_old_video_and_page(home: Path, disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("imagine", home / "pretrain", "--input", home / "video/a.mp4", "--out", disk.path / "x.mp4")
     assert ideomotor(*words) == 0
-    claim(QuickstartConfig(world="toy", tasks=("red",), preset="tiny"), PRESETS["tiny"](), disk.path / "run")
+    claim(QuickstartConfig(world="toy", tasks=("red",), preset="tiny"), PRESETS["tiny"](), disk.path / "run", "")
     assert ideomotor("report", disk.path / "run") == 0
     before = digest(disk.path)
     disk.fill()

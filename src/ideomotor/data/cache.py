@@ -28,8 +28,9 @@ Progress = Callable[[int, int], None]
 """Called with what is done and how much there is."""
 
 _BLOCK = 64  # frames decoded at a time: bounds memory where an episode is long
-# What a reader or decoder raises for damaged data. Our own writes to disk stand outside where these are caught.
-_DAMAGE = (ValueError, IndexError, OSError, RuntimeError)
+# What a reader or decoder raises for damaged data. Not OSError: a mishap of the machine (a share that is gone, too many
+# open files) stops the build, which can go on later; it must not be remembered as damage.
+_DAMAGE = (ValueError, IndexError)
 
 
 def cached(
@@ -237,6 +238,7 @@ def _fill(
         )
     signals_file = draft.folder / "signals.safetensors"
     save_file(signals, signals_file)
+    signals_file.chmod(signals_file.parent.stat().st_mode & 0o666)  # it would be the owner's alone
     with signals_file.open("rb+") as file:
         os.fsync(file.fileno())
     draft.finish(

@@ -30,12 +30,13 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def open_dataset(path: Path | str, format: str | None = None) -> Dataset:
+def open_dataset(path: Path | str, format: str | None = None, allow_empty: bool = False) -> Dataset:
     """Returns the data set in a folder, lazily: headers are read, no picture is.
 
     Args:
-        path: a folder in one of the layouts of ``FORMATS``.
+        path: a folder in one of the layouts of ``FORMATS``, or a single video or npz file.
         format: the name of the layout, where it should not be guessed.
+        allow_empty: return what was quarantined also where no recording can be read.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
@@ -55,7 +56,9 @@ def open_dataset(path: Path | str, format: str | None = None) -> Dataset:
     dataset = FORMATS[names[0]].read(path)
     if format is None and names[0] in ("npz", "folder"):
         dataset = replace(dataset, quarantined=(*dataset.quarantined, *_inner(path)))
-    if not dataset.episodes:
+    if not dataset.episodes and not allow_empty:
+        if path.is_file():
+            raise ValueError(f"{path} cannot be read: {dataset.quarantined[0].reason}")
         reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in dataset.quarantined[:3])
         raise ValueError(
             f"{path} looks like {names[0]!r}, but none of its {len(dataset.quarantined)} recordings can be read "
