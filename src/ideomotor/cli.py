@@ -150,7 +150,7 @@ class Inspect:
         from ideomotor.data.formats import open_dataset
         from ideomotor.data.inspection import inspect
 
-        found = inspect(open_dataset(self.path, self.format), deep=self.deep)
+        found = inspect(open_dataset(self.path, self.format, allow_empty=True), deep=self.deep)
         for line in found.lines():
             console.print(line, markup=False, highlight=False)
         if self.json is not None:
@@ -227,6 +227,10 @@ class VPDDEvaluate:
     """Meta-World tasks without "-v3"."""
     episodes: int = 20
     """Episodes a task; each has a goal of its own out of 20 held-out ones."""
+    camera: str | None = None
+    """Camera that the policy looks through; by default the one it was fine-tuned on."""
+    look: Literal["fast", "default"] = "fast"
+    """How pictures are rendered, as in `collect`."""
     out: Path | None = None
     """File of finished episodes (JSONL); a rerun skips them. POLICY/rollouts.jsonl by default."""
     workers: int = 2
@@ -238,7 +242,13 @@ class VPDDEvaluate:
         from ideomotor.systems.vpdd_stages import evaluate
 
         rows = evaluate(
-            self.policy, self.tasks, self.episodes, self.out or self.policy / "rollouts.jsonl", self.workers
+            self.policy,
+            self.tasks,
+            self.episodes,
+            self.out or self.policy / "rollouts.jsonl",
+            self.workers,
+            camera=self.camera,
+            look=self.look,
         )
         console.print(success_table(rows))
 
@@ -256,7 +266,7 @@ class Imagine:
     text: str | None = None
     """What should happen; by default the clip's own caption."""
     episode: str | None = None
-    """Episode id in a data set; its first by default."""
+    """Episode id in a data set; by default the first that the model's stage held out, else the first."""
     start: int | None = None
     """Last context frame; by default a third into the clip."""
     stride: int | None = None
@@ -363,7 +373,9 @@ def _commands(config: VPDD) -> Any:
         ]
         | Annotated[
             VPDDFinetune,
-            tyro.conf.subcommand("finetune", default=VPDDFinetune(out=missing, data=missing, config=config)),
+            tyro.conf.subcommand(
+                "finetune", default=VPDDFinetune(out=missing, data=missing, validation=0.0, config=config)
+            ),
         ]
         | Annotated[VPDDEvaluate, tyro.conf.subcommand("evaluate")]
     )

@@ -305,7 +305,6 @@ def test_a_stopped_stage_does_not_go_on_with_another_tokenizer(
     assert "other" in said(capsys)
 
 
-@pytest.mark.xfail(strict=True, reason="the run's settings name the paths of its data and not their fingerprints")
 def test_a_stopped_stage_does_not_go_on_with_other_data(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -336,10 +335,7 @@ def test_a_mistyped_path_does_not_claim_the_folder(
     [
         ("--tasks", "redd"),
         ("--tasks", "red", "--videos", "nowhere"),
-        pytest.param(
-            ("--demonstrations", 0),
-            marks=pytest.mark.xfail(strict=True, reason="collect finds it, after the folder is claimed"),
-        ),
+        ("--demonstrations", 0),
     ],
 )
 def test_a_mistyped_task_does_not_claim_a_quickstart(tmp_path: Path, wrong: tuple[object, ...]) -> None:
@@ -472,7 +468,7 @@ def test_inspect_says_what_is_there(home: Path, tmp_path: Path, capsys: pytest.C
 def test_report_of_a_run_that_has_just_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ideomotor("report", tmp_path) == 2
     assert "holds no quickstart (quickstart.json)" in said(capsys) and list(tmp_path.iterdir()) == []
-    claim(QuickstartConfig(world="toy", tasks=("red",), preset="tiny"), PRESETS["tiny"](), tmp_path)
+    claim(QuickstartConfig(world="toy", tasks=("red",), preset="tiny"), PRESETS["tiny"](), tmp_path, "")
     assert ideomotor("report", tmp_path) == 0
     assert "report.html" in capsys.readouterr().out
     figures = json.loads((tmp_path / "report.json").read_text())
@@ -494,3 +490,50 @@ def test_meta_world_from_collection_to_trial(tmp_path: Path, capsys: pytest.Capt
     assert ideomotor("vpdd", "evaluate", tmp_path / "finetune", *options) == 0
     assert "reach" in capsys.readouterr().out
     assert len((tmp_path / "finetune/rollouts.jsonl").read_text().splitlines()) == 1
+
+
+# --- what a stage notes of its data -----------------------------------------------------------------------------------
+
+
+def test_a_stage_notes_its_data_and_imagine_takes_a_held_out_clip(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(home / "data/video", mine)
+    assert stage(home, "pretrain", tmp_path / "out", "--data", mine, "--strides", 2, "--validation", 0.3) == 0
+    (noted,) = json.loads((tmp_path / "out/data.json").read_text())["datasets"]
+    assert noted["path"] == str(mine) and noted["stride"] == 2 and noted["camera"] == "main"
+    assert noted["learned"] + len(noted["held_out"]) == 8 and noted["left_out"] == []
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["VideoDenoising/validation_loss"] > 0
+    capsys.readouterr()
+    assert ideomotor("imagine", tmp_path / "out", "--input", mine, "--out", tmp_path / "x.mp4") == 0
+    shown = capsys.readouterr().out
+    assert "2 apart" in shown and f"of {noted['held_out'][0]}" in shown
+
+
+def test_demonstrations_are_seen_as_the_policy_will_see(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stage(home, "finetune", tmp_path / "out", "--strides", 2) == 2
+    assert "--strides is (2,), and the policy looks every 4 frames when it acts" in said(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_looks_through_the_camera_of_fine_tuning(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+    monkeypatch.setattr(vpdd_stages, "roll_out", lambda *given, **options: asked.update(options) or [])
+    evaluate(home / "finetune", ("red",), 1, tmp_path / "log.jsonl", world="toy")
+    assert asked["camera"] == "main"
+    evaluate(home / "finetune", ("red",), 1, tmp_path / "log.jsonl", world="toy", camera="other")
+    assert asked["camera"] == "other"
+
+
+def test_an_inspected_folder_may_be_all_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.mp4").write_text("no video")
+    assert ideomotor("data", "inspect", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "0 episodes" in shown and all(f"{number}.mp4" in shown for number in range(5))

@@ -393,7 +393,6 @@ def test_bins_are_placed_by_all_data_sets_also_those_of_one_name() -> None:
     assert len(recorded_actions([few, many])) == 4 * 12
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors writes with mode 0600: a colleague cannot read the weights")
 def test_saved_weights_may_be_read_as_the_files_beside_them(tmp_path: Path) -> None:
     train("control", small(steps=1), tmp_path / "control")
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "control/policy").iterdir()}

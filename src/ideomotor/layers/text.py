@@ -89,9 +89,10 @@ class ClipText:
 
 
 class HashedWords:
-    """A stand-in encoder without weights: each word's hash picks a pseudo-random vector; their sum, made unit length.
+    """A stand-in encoder without weights: each word seeds a pseudo-random vector; their sum, made unit length.
 
-    For tests and for machines without the ``text`` extra. It knows words, not meanings.
+    For tests and for machines without the ``text`` extra. It knows words, not meanings, and words that begin with the
+    same seven bytes are one to it.
     """
 
     def __init__(self, width: int = 384) -> None:

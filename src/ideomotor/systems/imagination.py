@@ -10,12 +10,12 @@ from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ideomotor.data.formats import open_dataset
 from ideomotor.data.mixture import Source
-from ideomotor.data.transforms import resize_and_crop
 from ideomotor.data.video_writing import encode_bytes, write_video
-from ideomotor.data.windows import WindowIndex
+from ideomotor.data.windows import WindowIndex, read_frames
 from ideomotor.evaluation.video_metrics import SquaredError, moving_error, repeat_last
-from ideomotor.systems.sources import open_episodes
+from ideomotor.systems.sources import read_facts
 from ideomotor.systems.vpdd import VIEW, imagine
 from ideomotor.systems.vpdd_stages import Models, load_models, text_encoder
 from ideomotor.training.checkpoint import write_json
@@ -92,8 +92,12 @@ def imagine_file(
     """
     models = load_models(model)
     config = models.config
+    facts = next((facts for facts in read_facts(model) if facts.path == str(source.resolve())), None)
+    if facts is not None and episode is None and facts.held_out:
+        episode = facts.held_out[0]  # one that was not learned from
     chosen = _find(source, episode)
-    stride = config.window.stride if stride is None else stride
+    if stride is None:
+        stride = config.window.stride if facts is None else facts.stride
     start = chosen.length // 3 if start is None else start
     horizon = config.window.horizon * rounds
     if not 0 <= start < chosen.length:
@@ -102,8 +106,8 @@ def imagine_file(
         raise ValueError(f"rounds is {rounds}, samples {samples}, stride is {stride}; all start at 1")
     back = [max(0, start - stride * k) for k in reversed(range(config.window.context))]
     ahead = [min(chosen.length - 1, start + stride * (k + 1)) for k in range(horizon)]
-    camera = next(iter(chosen.frames))
-    frames = resize_and_crop(chosen.frames[camera].read(back + ahead), (config.size, config.size))[None]
+    camera = next(iter(chosen.frames)) if facts is None else facts.camera
+    frames = read_frames(chosen, camera, back + ahead, (config.size, config.size))[None]
     said = chosen.text if text is None else text
     context, truth = frames[:, : len(back)], frames[:, len(back) :]
     imagined = _imagine(
@@ -128,7 +132,7 @@ def imagine_file(
 
 
 def _find(source: Path, episode: str | None) -> Episode:
-    episodes = open_episodes(source)
+    episodes = open_dataset(source).episodes
     if episode is None:
         return episodes[0]
     for candidate in episodes:

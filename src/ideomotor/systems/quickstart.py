@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
 from ideomotor.data.formats import open_dataset
-from ideomotor.data.mixture import Source
 from ideomotor.systems.collection import CollectionConfig, collect_with_progress
 from ideomotor.systems.collection_worlds import WORLDS, world_config
 from ideomotor.systems.imagination import imagine_held_out
@@ -29,7 +26,7 @@ from ideomotor.systems.quickstart_report import (
     report_of,
     stages_of,
 )
-from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, tokenized
+from ideomotor.systems.sources import DataOptions, Sources, TrainingClips, open_sources, tokenized
 from ideomotor.systems.vpdd import VPDD, Stage
 from ideomotor.systems.vpdd_stages import (
     evaluate,
@@ -37,11 +34,12 @@ from ideomotor.systems.vpdd_stages import (
     load_models,
     open_run,
     pretrain,
+    text_encoder,
     tokenizer_of,
     train_tokenizer,
 )
-from ideomotor.training.checkpoint import write_json
-from ideomotor.training.config import config_from_json, config_to_json
+from ideomotor.training.checkpoint import read_json, write_json
+from ideomotor.training.config import config_from_json, config_to_json, differences
 from ideomotor.training.run import Run
 
 console = Console(soft_wrap=True)
@@ -55,37 +53,52 @@ def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 
     """
     model = within_budget(model, config.budget_minutes)
     model = replace(model, policy=replace(model.policy, action_width=len(WORLDS[config.world].actions)))
-    look(config, model)
-    claim(config, model, out)
+    collection = collection_of(config, model, out, workers)
+    claim(config, model, out, look(config, model))
     with stage(out, "collect", config.seed) as run:
         if not run.finished:
-            # As many expert as other videos, and twice as much video without actions as with.
-            n = config.demonstrations
-            collect_with_progress(
-                CollectionConfig(
-                    out=out / "data",
-                    world=config.world,
-                    tasks=config.tasks,
-                    demonstrations=n,
-                    expert=n,
-                    noisy=(3 * n) // 5,
-                    failed=n - (3 * n) // 5,
-                    size=model.size,
-                    seed=config.seed,
-                    workers=workers,
-                )
-            )
-    with one_thread(), beside(out, workers):
-        pretrained_arm(config, model, out, workers)
+            collect_with_progress(collection)
+    try:
+        with one_thread(), beside(out, workers):
+            pretrained_arm(config, model, out, workers)
+    except RuntimeError:
+        report_of(out)  # what there is; the page says what is missing
+        raise
     return report_of(out)
 
 
-def look(config: QuickstartConfig, model: VPDD) -> None:
-    """Looks at tasks and videos first: what is mistyped must not claim the folder of a run."""
+def collection_of(config: QuickstartConfig, model: VPDD, out: Path, workers: int) -> CollectionConfig:
+    """Returns what is collected: as many expert as other videos, and twice as much video without actions as with.
+
+    Raises:
+        ValueError: no demonstration is asked for.
+    """
+    n = config.demonstrations
+    if n < 1:
+        raise ValueError(f"demonstrations is {n}; a policy needs at least 1 a task")
+    return CollectionConfig(
+        out=out / "data",
+        world=config.world,
+        tasks=config.tasks,
+        demonstrations=n,
+        expert=n,
+        noisy=(3 * n) // 5,
+        failed=n - (3 * n) // 5,
+        size=model.size,
+        seed=config.seed,
+        workers=workers,
+    )
+
+
+def look(config: QuickstartConfig, model: VPDD) -> str:
+    """Looks at tasks, text encoder and videos first: what is mistyped or missing must not claim the folder of a run.
+
+    Returns the fingerprint of the videos, "" without any.
+    """
+    text_encoder(model)
     for task in config.tasks:
         world_config(config.world, {"cameras": (WORLDS[config.world].camera,), "size": model.size}, task)
-    if config.videos is not None:
-        open_dataset(config.videos)
+    return "" if config.videos is None else open_dataset(config.videos).fingerprint
 
 
 def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: int) -> None:
@@ -94,17 +107,34 @@ def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: in
     video = DataOptions(data=videos, cache=out / "cache")
     with stage(out, "tokenizer", config.seed, model) as run:
         if not run.finished:
-            train_tokenizer(model, TrainingClips(open_sources(video, model, model.tokenizer_stage).train), run)
+            sources = open_sources(video, model, model.tokenizer_stage)
+            sources.note(run.dir)
+            train_tokenizer(model, TrainingClips(sources.train, sources.validation), run)
     tokenizer = tokenizer_of(load_models(out / "tokenizer"), out / "tokenizer")
     with stage(out, "pretrain", config.seed, model) as run:
         if not run.finished:
-            seen = open_sources(video, model, model.pretrain_stage).train
-            pretrain(model, tokenized(seen, tokenizer, model, video.cache, with_frames=False), tokenizer, run)
+            sources = open_sources(video, model, model.pretrain_stage)
+            sources.note(run.dir)
+            pretrain(
+                model,
+                tokenized(
+                    sources.train, tokenizer, model, video.cache, with_frames=False, validation=sources.validation
+                ),
+                tokenizer,
+                run,
+            )
     predictor = load_models(out / "pretrain").predictor
     with stage(out, "finetune", config.seed, model) as run:
         if not run.finished:
             shown = demonstrations(out, model)
-            finetune(model, tokenized(shown, tokenizer, model, video.cache, actions=True), tokenizer, predictor, run)
+            shown.note(run.dir)
+            finetune(
+                model,
+                tokenized(shown.train, tokenizer, model, video.cache, actions=True, validation=shown.validation),
+                tokenizer,
+                predictor,
+                run,
+            )
     with stage(out, "evaluate", config.seed) as run:
         if not run.finished:
             try_out(config, out, "pretrained", workers)
@@ -116,22 +146,24 @@ def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: in
 
 def control_arm(out: Path, workers: int) -> None:
     """The same fine-tuning without pre-training, and its roll-outs; settings are those noted in ``out``."""
-    then = json.loads((out / "quickstart.json").read_text())
+    then = read_json(out / "quickstart.json")
     config = config_from_json(QuickstartConfig, then["quickstart"])
     model = without_foresight(config_from_json(VPDD, then["model"]))
     with one_thread():
         with stage(out, "control", config.seed, model) as run:
             if not run.finished:
-                finetune(model, TrainingClips(demonstrations(out, model), actions=True), None, None, run)
+                shown = demonstrations(out, model)
+                shown.note(run.dir)
+                finetune(model, TrainingClips(shown.train, actions=True), None, None, run)
         with stage(out, "evaluate-control", config.seed) as run:
             if not run.finished:
                 try_out(config, out, "control", workers)
 
 
-def demonstrations(out: Path, model: VPDD) -> list[Source]:
+def demonstrations(out: Path, model: VPDD) -> Sources:
     """Returns the collected demonstrations, all of them: the trial is the simulator, on goals that none of them has."""
     options = DataOptions(data=(out / "data" / "demonstrations",), cache=out / "cache", validation=0.0)
-    return open_sources(options, model, model.finetune_stage, actions=True).train
+    return open_sources(options, model, model.finetune_stage, actions=True)
 
 
 @contextmanager
@@ -228,16 +260,16 @@ def without_foresight(model: VPDD) -> VPDD:
     return replace(model, policy=replace(model.policy, features=(0, 0)))
 
 
-def claim(config: QuickstartConfig, model: VPDD, out: Path) -> None:
-    """Notes the settings in ``out``, or checks that they are those noted.
+def claim(config: QuickstartConfig, model: VPDD, out: Path, videos: str) -> None:
+    """Notes the settings and the fingerprint of the videos in ``out``, or checks that they are those noted.
 
     Raises:
-        ValueError: ``out`` was begun with other settings.
+        ValueError: ``out`` was begun with other settings or videos.
     """
-    path, now = out / "quickstart.json", {"quickstart": config_to_json(config), "model": config_to_json(model)}
+    path = out / "quickstart.json"
+    now = {"quickstart": config_to_json(config), "model": config_to_json(model), "videos": {"fingerprint": videos}}
     if path.is_file():
-        then = json.loads(path.read_text())
-        changed = [name for name in ("quickstart", "model") for name in _changed(then.get(name, {}), now[name], name)]
+        changed = differences(read_json(path), now)
         if changed:
             raise ValueError(
                 f"{out} holds a quickstart of other settings ({'; '.join(changed[:5])}): give the same ones, or "
@@ -246,12 +278,6 @@ def claim(config: QuickstartConfig, model: VPDD, out: Path) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, now)
-
-
-def _changed(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[str]:
-    return [
-        f"{where}.{key}: {then.get(key)} -> {now.get(key)}" for key in {**then, **now} if then.get(key) != now.get(key)
-    ]
 
 
 def try_out(config: QuickstartConfig, out: Path, arm: str, workers: int) -> None:

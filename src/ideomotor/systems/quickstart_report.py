@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ideomotor.evaluation import report
 from ideomotor.evaluation.episodes import EpisodeResult, read_log
+from ideomotor.systems.sources import read_facts
 from ideomotor.training.config import config_from_json
 
 FULL_BUDGET = 25.0  # minutes that the preset's steps are meant for, on two idle cores
@@ -73,7 +74,7 @@ def report_of(out: Path) -> Path:
         subtitle="From video without actions to a policy acting in a simulator",
         command=_command(config, out),
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        protocol=_protocol(config, rows),
+        protocol=_protocol(config, rows, out),
         arms={arm: report.summarize(results, config.tasks) for arm, results in filled.items()},
         comparison=report.compare(by_arm["pretrained"], by_arm["control"]),
         imagination=_imagination(out / "imagine"),
@@ -97,7 +98,7 @@ def _command(config: QuickstartConfig, out: Path) -> str:
     return " ".join(words)
 
 
-def _protocol(config: QuickstartConfig, rows: Sequence[EpisodeResult]) -> dict[str, Any]:
+def _protocol(config: QuickstartConfig, rows: Sequence[EpisodeResult], out: Path) -> dict[str, Any]:
     n = config.demonstrations
     pretraining = f"{2 * n} episodes a task without actions: expert, noisy and failed" + (
         f", and the videos of {config.videos}" if config.videos else ""
@@ -111,11 +112,15 @@ def _protocol(config: QuickstartConfig, rows: Sequence[EpisodeResult]) -> dict[s
         "evaluation": f"{config.episodes} episodes a task, both arms on the same goals",
         "training seeds": [config.seed],
     }
-    if rows:
-        steps = sum(row.steps for row in rows)
-        protocol["CPU-ms of the policy per environment step"] = round(
-            1000 * sum(row.inference_cpu_seconds for row in rows) / steps, 2
-        )
+    for arm in dict.fromkeys(row.arm for row in rows):
+        mine = [row for row in rows if row.arm == arm]
+        cpu = 1000 * sum(row.inference_cpu_seconds for row in mine) / max(1, sum(row.steps for row in mine))
+        protocol[f"CPU-ms of the policy per environment step, {arm}"] = round(cpu, 2)
+    lost = [entry for facts in read_facts(out / "tokenizer") for entry in facts.left_out]
+    left_out = [f"{entry['path']}: {entry['reason']}" for entry in lost]
+    if left_out:
+        more = f"; and {len(left_out) - 20} more" if len(left_out) > 20 else ""
+        protocol[f"left out ({len(left_out)} recordings)"] = "; ".join(left_out[:20]) + more
     return protocol
 
 
@@ -128,7 +133,13 @@ def stages_of(out: Path) -> list[report.Stage]:
             facts = json.loads(done.read_text())
             steps = f"{facts['steps']} steps" if facts["steps"] else ""
             rows.append(
-                report.Stage(name=name, seconds=facts["seconds"], peak_rss_bytes=facts["peak_rss_bytes"], note=steps)
+                report.Stage(
+                    name=name,
+                    seconds=facts["seconds"],
+                    peak_rss_bytes=facts["peak_rss_bytes"],
+                    note=steps,
+                    beside="control" in name,
+                )
             )
     return rows
 
@@ -140,10 +151,11 @@ def _curves(out: Path) -> list[report.Curve]:
         rows = (
             [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] if log.is_file() else []
         )
-        for key in sorted({key for row in rows for key in row if key.endswith("/loss")}):
+        for key in sorted({key for row in rows for key in row if key.endswith("loss")}):
             points = [(row["step"], row[key]) for row in rows if key in row]
             steps, values = zip(*points, strict=True)
-            curves.append(report.Curve(stage=name, name=key.split("/")[-1], steps=steps, values=values))
+            label = key.split("/")[-1].replace("_", " ")
+            curves.append(report.Curve(stage=name, name=label, steps=steps, values=values))
     return curves
 
 

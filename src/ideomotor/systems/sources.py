@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +24,12 @@ from ideomotor.data.token_cache import TokenCache
 from ideomotor.data.windows import WindowIndex, split
 from ideomotor.systems.vpdd import VIEW, VPDD, Stage
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
-from ideomotor.training.checkpoint import fingerprint
+from ideomotor.training.checkpoint import fingerprint, read_json, write_json
 from ideomotor.training.run import Run
-from ideomotor.types import Dataset, Episode
+from ideomotor.types import Clip, Dataset
 
 console = Console(stderr=True, soft_wrap=True)
+DATA_FILE = "data.json"  # in a stage's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +62,50 @@ class DataOptions:
 
 
 class Sources(NamedTuple):
-    """What is learned from, and what is held out (empty where ``validation`` is 0)."""
+    """What is learned from, what is held out (empty where ``validation`` is 0), and the facts of each data set."""
 
     train: list[Source]
     validation: list[Source]
+    facts: list[DataFacts]
+
+    def note(self, folder: Path) -> None:
+        """Writes the facts into a stage's folder, as data.json."""
+        write_json(folder / DATA_FILE, {"datasets": [asdict(facts) for facts in self.facts]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """How a stage read one data set: what was held out or left out, by which camera, frames how far apart."""
+
+    path: str
+    camera: str
+    stride: int
+    learned: int
+    held_out: list[str]
+    left_out: list[dict[str, str]]
+
+
+def read_facts(folder: Path) -> list[DataFacts]:
+    """Returns the facts that a stage noted in its folder; none where it noted none."""
+    path = folder / DATA_FILE
+    return [DataFacts(**facts) for facts in read_json(path)["datasets"]] if path.is_file() else []
 
 
 class TrainingClips(NamedTuple):
     """Sources, and where a frozen tokenizer is at work the tokens of all their windows."""
 
     sources: list[Source]
+    validation: Sequence[Source] = ()
     tokens: list[TokenCache] | None = None
     with_frames: bool = True
     actions: bool = False
+
+    def held_out(self, stage: Stage, batches: int = 2) -> list[Clip]:
+        """Returns batches of held-out clips, always the same ones; none where nothing is held out."""
+        if not self.validation:
+            return []
+        loader = ClipLoader(self.validation, stage.batch, seed=0, actions=self.actions, prefetch=0)
+        return [loader.batch(step) for step in range(batches)]
 
     def loader(self, stage: Stage, run: Run) -> Callable[[int], ClipLoader]:
         """Returns what ``Run.fit`` wants: batches from any step on, each a pure function of seed and step."""
@@ -90,25 +122,13 @@ class TrainingClips(NamedTuple):
         )
 
 
-def open_episodes(path: Path) -> Sequence[Episode]:
-    """Returns the episodes of a data set, or the single one of a video file."""
-    if path.is_file():
-        dataset = open_dataset(path.parent)
-        wanted = [episode for episode in dataset.episodes if episode.id in (path.name, path.stem)]
-        if wanted:
-            return wanted
-        reasons = [entry.reason for entry in dataset.quarantined if Path(entry.path).name == path.name]
-        raise ValueError(f"{path} cannot be read: {reasons[0] if reasons else 'it is no video that ideomotor knows'}")
-    return open_dataset(path).episodes
-
-
 def open_sources(options: DataOptions, config: VPDD, stage: Stage, actions: bool = False) -> Sources:
     """Opens, decodes what is not cached yet (with a progress bar), splits by episode, and says what was left out.
 
     Raises:
         ValueError: a data set cannot be read, or ``actions`` are wanted of one that has none.
     """
-    train, validation = [], []
+    train, validation, noted = [], [], []
     for number, path in enumerate(options.data):
         dataset = open_dataset(path)
         window = replace(config.window, every=stage.every)
@@ -124,7 +144,16 @@ def open_sources(options: DataOptions, config: VPDD, stage: Stage, actions: bool
         train.append(Source(dataset=learned, weight=weight, window=window, cameras={VIEW: camera}))
         if held is not None:
             validation.append(replace(train[-1], dataset=held))
-    return Sources(train, validation)
+        facts = DataFacts(
+            path=str(path.resolve()),
+            camera=camera,
+            stride=window.stride,
+            learned=len(learned.episodes),
+            held_out=[episode.id for episode in held.episodes] if held is not None else [],
+            left_out=[asdict(entry) for entry in dataset.quarantined],
+        )
+        noted.append(facts)
+    return Sources(train, validation, noted)
 
 
 def _cached(dataset: Dataset, root: Path, size: int, camera: str) -> Dataset:
@@ -149,14 +178,17 @@ def tokenized(
     root: Path,
     with_frames: bool = True,
     actions: bool = False,
+    validation: Sequence[Source] = (),
 ) -> TrainingClips:
-    """Returns the sources with the tokens of all their windows; what is not cached yet is encoded (progress bar)."""
+    """Returns the sources with the tokens of all windows to learn from; what is not cached yet is encoded (a bar)."""
     tokenizer.eval()
     bf16 = config.tokenizer_stage.optim.bf16
 
+    device = next(tokenizer.parameters()).device
+
     def encode(frames: UInt8[Tensor, "b t c h w"]) -> Int[Tensor, "b latent n"]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return tokenizer.encode(frames)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return tokenizer.encode(frames.to(device))
 
     caches = []
     for source in sources:
@@ -166,14 +198,14 @@ def tokenized(
                     WindowIndex(source.dataset, source.window),
                     root,
                     encode,
-                    tokenizer=fingerprint(tokenizer, config.tokenizer),
+                    tokenizer=fingerprint(tokenizer, config.tokenizer) + "-bf16" * bf16,
                     vocab=tokenizer.vocab,
                     camera=source.camera_names()[VIEW],
                     batch_size=64,
                     progress=progress,
                 )
             )
-    return TrainingClips(sources, caches, with_frames, actions)
+    return TrainingClips(sources, validation, caches, with_frames, actions)
 
 
 def recorded_actions(sources: Sequence[Source]) -> Float[Tensor, "n action"]:

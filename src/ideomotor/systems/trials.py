@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ideomotor.data.video_writing import write_video
-from ideomotor.evaluation.episodes import EpisodeResult, EpisodeSpec
+from ideomotor.evaluation.episodes import EpisodeResult, EpisodeSpec, read_log
 from ideomotor.evaluation.rollout import rollout
 from ideomotor.evaluation.statistics import wilson
 from ideomotor.systems.collection_worlds import WORLDS, make_world, world_config
@@ -56,6 +56,8 @@ def roll_out(
     workers: int = 2,
     *,
     world: Literal["metaworld", "toy"] = "metaworld",
+    camera: str | None = None,
+    look: Literal["fast", "default"] = "fast",
     arm: str = "policy",
     seed: int = 0,
     films: Path | None = None,
@@ -71,6 +73,8 @@ def roll_out(
         log: JSONL of results.
         workers: simulator processes.
         world: which simulator.
+        camera: the world's camera that the agent looks through; that of our collections by default.
+        look: of Meta-World's pictures, as in ``collect``.
         arm: name under which the log keeps the results.
         seed: the training seed, for the log.
         films: folder that gets mp4 videos of some episodes.
@@ -89,15 +93,22 @@ def roll_out(
         )
     specs = [EpisodeSpec(task=task, seed=seed, goal=goal) for task in tasks for goal in goals[:episodes]]
     slots = [task for task in tasks for _ in range(max(1, min(episodes, SLOTS // len(tasks))))]
-    settings = {"cameras": (WORLDS[world].camera,), "size": view.size, "goals": "test"}
-    for task in tasks:
-        world_config(world, settings, task)  # a misspelt task is told of here, not in a process of its own
+    camera = camera or WORLDS[world].camera
+    settings: dict[str, Any] = {"cameras": (camera,), "size": view.size, "goals": "test"}
+    if world == "metaworld":
+        settings["look"] = look
+    for task in tasks:  # what is misspelt is told of here, not in a process of its own
+        world_config(world, {"cameras": (WORLDS[world].camera,)}, task)
     width = len(WORLDS[world].actions)
     if view.action_width != width:
         raise ValueError(
             f"the policy gives actions of width {view.action_width}, the robot of {world} takes {width}: try a policy "
             "that was fine-tuned on demonstrations of this robot"
         )
+    world_config(world, settings, tasks[0])
+    tried = {result.key: result for result in read_log(log) if result.arm == arm}
+    if all(spec.key in tried for spec in specs):
+        return [tried[spec.key] for spec in specs]
     makers = [partial(make_chunked, world, settings, task, view) for task in slots]
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ChunkedVector(makers, workers=workers) as vector, Progress(*columns, console=console, transient=True) as bar:
@@ -107,10 +118,9 @@ def roll_out(
             assert films is not None
             path = films / f"{result.task}-{result.goal}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
-            video = frames[WORLDS[world].camera]
-            write_video(
-                path, video.repeat_interleave(2, -1).repeat_interleave(2, -2), fps=WORLDS[world].fps / view.stride
-            )
+            video = frames[camera]
+            fps = WORLDS[world].fps * len(video) / max(1, result.steps)
+            write_video(path, video.repeat_interleave(2, -1).repeat_interleave(2, -2), fps=fps)
 
         return rollout(
             agent,
@@ -119,7 +129,7 @@ def roll_out(
             slots=slots,
             arm=arm,
             log=log,
-            cameras={view.camera: WORLDS[world].camera},
+            cameras={view.camera: camera},
             execute=view.execute,
             stride=view.stride,
             record=[spec for spec in specs if films is not None and spec.goal in goals[:filmed]],

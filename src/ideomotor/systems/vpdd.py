@@ -213,8 +213,10 @@ class VPDDAgent:
     @torch.inference_mode()
     def act(self, context: Clip) -> Float[Tensor, "b chunk action"]:
         """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.finetune_stage.optim.bf16):
-            text = self.text(context.text)
+        device = next(self.policy.parameters()).device
+        context = context.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.finetune_stage.optim.bf16):
+            text = self.text(context.text).to(device)
             features = None
             if self.predictor is not None and self.tokenizer is not None:
                 features = foresight(context, self.tokenizer, self.predictor, text)
@@ -237,12 +239,14 @@ def imagine(
     """Returns imagined frames after the given context frames; each further round goes on from the last one's tokens."""
     tokenizer.eval(), predictor.eval()
     latents = predictor.config.context_latents
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.pretrain_stage.optim.bf16):
-        tokens = tokenizer.encode(frames[:, -latents * tokenizer.frames_per_latent :])
+    device = next(predictor.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.pretrain_stage.optim.bf16):
+        tokens = tokenizer.encode(frames[:, -latents * tokenizer.frames_per_latent :].to(device))
+        text = text.to(device)
         for _ in range(rounds):
             future = predictor.sample(tokens[:, -latents:], text, config.imagine_steps, temperature, generator)
             tokens = torch.cat([tokens, future], 1)
-        return tokenizer.decode(tokens[:, latents:], predictor.config.grid)
+        return tokenizer.decode(tokens[:, latents:], predictor.config.grid).cpu()
 
 
 def fast() -> VPDD:

@@ -18,9 +18,9 @@ from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
-from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, recorded_actions, tokenized
+from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, read_facts, recorded_actions, tokenized
 from ideomotor.systems.trials import View, roll_out
-from ideomotor.systems.vpdd import VIEW, VPDD, ActionDenoising, TextEncoder, VideoDenoising, VPDDAgent
+from ideomotor.systems.vpdd import VIEW, VPDD, ActionDenoising, Stage, TextEncoder, VideoDenoising, VPDDAgent
 from ideomotor.tokenizers.vqvae3d import VQVAE3D, VQVAE3DConfig
 from ideomotor.training.checkpoint import fingerprint, load_model, write_json
 from ideomotor.training.config import config_from_json, config_to_json, differences
@@ -62,7 +62,7 @@ class StageSettings:
     model: VPDD
     data: DataOptions | None = None
     trained_on: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprints of the models of earlier stages."""
+    """Fingerprints of the data sets, by path, and of the models of earlier stages."""
 
 
 def open_run(
@@ -112,8 +112,7 @@ def load_models(folder: Path) -> Models:
 def train_tokenizer(config: VPDD, clips: TrainingClips, run: Run) -> None:
     """Clip -> tokens -> the clip again."""
     tokenizer = VQVAE3D(config.tokenizer)
-    stage = config.tokenizer_stage
-    run.fit(clips.loader(stage, run), run.learner(tokenizer, stage.optim, stage.steps), steps=stage.steps)
+    _fit(tokenizer, config.tokenizer_stage, clips, run)
     run.save(tokenizer, config.tokenizer, "tokenizer")
 
 
@@ -121,8 +120,7 @@ def pretrain(config: VPDD, clips: TrainingClips, tokenizer: VQVAE3D, run: Run) -
     """Actionless clip -> tokens -> masked future tokens -> the tokens themselves."""
     predictor = DiscreteDiffusionPredictor(config.predictor)
     objective = VideoDenoising(predictor, tokenizer, text_encoder(config))
-    stage = config.pretrain_stage
-    run.fit(clips.loader(stage, run), run.learner(objective, stage.optim, stage.steps), steps=stage.steps)
+    _fit(objective, config.pretrain_stage, clips, run)
     run.save(tokenizer, tokenizer.config, "tokenizer")
     run.save(predictor, config.predictor, "predictor")
 
@@ -146,67 +144,87 @@ def finetune(
     objective = ActionDenoising(
         policy, predictor, tokenizer, text_encoder(config), config.window.context, config.shift, config.jitter
     )
-    stage = config.finetune_stage
-    run.fit(clips.loader(stage, run), run.learner(objective, stage.optim, stage.steps), steps=stage.steps)
+    _fit(objective, config.finetune_stage, clips, run)
     if tokenizer is not None and predictor is not None:
         run.save(tokenizer, tokenizer.config, "tokenizer")
         run.save(predictor, predictor.config, "predictor")
     run.save(policy, config.policy, "policy")
 
 
+def _fit(objective: nn.Module, stage: Stage, clips: TrainingClips, run: Run) -> None:
+    learner = run.learner(objective, stage.optim, stage.steps)
+    run.fit(clips.loader(stage, run), learner, steps=stage.steps, held_out=clips.held_out(stage))
+
+
 def run_tokenizer(data: DataOptions, config: VPDD, out: Path, seed: int, fresh: bool) -> None:
     """``ideomotor vpdd tokenizer``: opens the data and trains, unless the run has finished."""
-    look(data)
-    with open_run(out, config, seed, fresh, data) as run:
+    with open_run(out, config, seed, fresh, data, look(data)) as run:
         if not run.finished:
-            train_tokenizer(config, TrainingClips(open_sources(data, config, config.tokenizer_stage).train), run)
+            sources = open_sources(data, config, config.tokenizer_stage)
+            sources.note(out)
+            train_tokenizer(config, TrainingClips(sources.train, sources.validation), run)
 
 
 def run_pretrain(data: DataOptions, config: VPDD, tokenizer_from: Path, out: Path, seed: int, fresh: bool) -> None:
     """``ideomotor vpdd pretrain``: opens the data, tokenizes it once, and trains, unless the run has finished."""
-    look(data)
+    seen = look(data)
     tokenizer = fitting_tokenizer(load_models(tokenizer_from), config, tokenizer_from)
-    earlier = {"tokenizer": fingerprint(tokenizer, tokenizer.config)}
+    earlier = seen | {"tokenizer": fingerprint(tokenizer, tokenizer.config)}
     with open_run(out, config, seed, fresh, data, earlier) as run:
         if not run.finished:
-            sources = open_sources(data, config, config.pretrain_stage).train
-            pretrain(config, tokenized(sources, tokenizer, config, data.cache, with_frames=False), tokenizer, run)
+            sources = open_sources(data, config, config.pretrain_stage)
+            sources.note(out)
+            pretrain(
+                config,
+                tokenized(
+                    sources.train, tokenizer, config, data.cache, with_frames=False, validation=sources.validation
+                ),
+                tokenizer,
+                run,
+            )
 
 
 def run_finetune(
     data: DataOptions, config: VPDD, predictor_from: Path | None, out: Path, seed: int, fresh: bool
 ) -> None:
     """``ideomotor vpdd finetune``: opens the demonstrations and trains, unless the run has finished."""
-    look(data)
+    seen = look(data)
+    if any(stride != config.window.stride for stride in data.strides):
+        raise ValueError(
+            f"--strides is {data.strides}, and the policy looks every {config.window.stride} frames when it acts: "
+            "leave --strides to pre-training, and set --window.stride for all stages"
+        )
     if (predictor_from is None) != (config.policy.features == (0, 0)):
         raise ValueError(
             "a policy with foresight needs --predictor-from, and one without it --policy.features 0 0: give one of them"
         )
     tokenizer = predictor = None
-    earlier = {}
+    earlier = dict(seen)
     if predictor_from is not None:
         models = load_models(predictor_from)
         tokenizer, predictor = (
             fitting_tokenizer(models, config, predictor_from),
             fitting_predictor(models, config, predictor_from),
         )
-        earlier = {
+        earlier |= {
             "tokenizer": fingerprint(tokenizer, tokenizer.config),
             "predictor": fingerprint(predictor, predictor.config),
         }
     with open_run(out, config, seed, fresh, data, earlier) as run:
         if not run.finished:
-            sources = open_sources(data, config, config.finetune_stage, actions=True).train
-            clips = TrainingClips(sources, actions=True)
+            sources = open_sources(data, config, config.finetune_stage, actions=True)
+            sources.note(out)
+            clips = TrainingClips(sources.train, sources.validation, actions=True)
             if tokenizer is not None:
-                clips = tokenized(sources, tokenizer, config, data.cache, actions=True)
+                clips = tokenized(
+                    sources.train, tokenizer, config, data.cache, actions=True, validation=sources.validation
+                )
             finetune(config, clips, tokenizer, predictor, run)
 
 
-def look(data: DataOptions) -> None:
-    """Opens every data set once: a mistyped path must not claim the folder of a run."""
-    for path in data.data:
-        open_dataset(path)
+def look(data: DataOptions) -> dict[str, str]:
+    """Opens every data set once and returns their fingerprints: a mistyped path must not claim the folder of a run."""
+    return {str(path): open_dataset(path).fingerprint for path in data.data}
 
 
 def fitting_predictor(models: Models, config: VPDD, folder: Path) -> DiscreteDiffusionPredictor:
@@ -269,6 +287,8 @@ def evaluate(
 ) -> list[EpisodeResult]:
     """Rolls a fine-tuned policy out on held-out goals; see ``trials.roll_out`` for the options.
 
+    It looks through the camera that it was fine-tuned on, unless another is named.
+
     The log keeps the episodes under the policy's fingerprint, unless ``arm`` names it: another policy in the same
     folder is tried anew.
     """
@@ -282,5 +302,8 @@ def evaluate(
         execute=config.execute,
         action_width=policy.config.action_width,
     )
+    cameras = {facts.camera for facts in read_facts(folder)}
+    if options.get("camera") is None and len(cameras) == 1:
+        options["camera"] = cameras.pop()
     options.setdefault("arm", fingerprint(policy, policy.config)[:12])
     return roll_out(agent, view, tasks, episodes, log, workers, **options)
