@@ -7,6 +7,7 @@ import torch
 from recipe import weights
 from safetensors.torch import load_file
 
+from ideomotor.diffusion.discrete import log_one_hot
 from ideomotor.interop.vpdd import (
     is_multiview,
     policy_config,
@@ -18,6 +19,7 @@ from ideomotor.layers.gpt import GPTConfig
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPolicyConfig
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
+from ideomotor.systems.vpdd_published import PublishedVPDD, joint_network, metaworld_head, sample, unified_loss
 
 pytestmark = pytest.mark.golden
 
@@ -119,3 +121,56 @@ def test_full_size_networks_of_rlbench(folder):
 
 def read(folder, name):
     return load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text())
+
+
+def pick_with(video, actions):
+    """Gumbel-max with recorded noise, which the files hold as (batch, class, position)."""
+    uniform = torch.cat([video, actions], -1).transpose(-2, -1)
+    noise = -(-(uniform + 1e-30).log() + 1e-30).log()
+    return lambda log_p: (log_p + noise).argmax(-1)
+
+
+@pytest.fixture(scope="module")
+def end_to_end(folder):
+    data, about = read(folder, "policy_metaworld_end_to_end_tiny")
+    state = below("state.", data)
+    predictor, policy = predictor_of(below("traj_model.", state), (24, 24)), policy_of(below("act_model.", state))
+    config = PublishedVPDD(steps=about["config"]["n_timesteps"], predictor=predictor.config, policy=policy.config)
+    return config, predictor, policy, data
+
+
+@torch.inference_mode()
+def test_the_loss_of_both_networks(end_to_end):
+    config, predictor, policy, data = end_to_end
+    codes, text = config.predictor.codes, data["text"][0]
+    x0 = torch.cat([data["target_tokens"].view(1, -1), data["action_ids"].view(1, -1) + codes], 1)
+    step, process = data["loss_t"], config.process()
+    barred = torch.nn.functional.pad(process.foreign, (0, 1))
+    scores = process.log_marginal(log_one_hot(x0, config.vocabulary.size), step).masked_fill(barred, -1e4)
+    xt = pick_with(data["loss_uniform_video"], data["loss_uniform_action"])(scores)
+    seen = predictor.observe(data["history_tokens"].view(1, -1), text)
+    network = joint_network(predictor, seen, config.vocabulary, metaworld_head(policy, text))
+    probability = torch.full((1,), 1 / config.steps)
+    losses, _ = unified_loss(config, process, network, x0, xt, step, probability)
+    for got, name in (
+        (losses.total, "loss"),
+        (losses.terms["video"], "loss_state"),
+        (losses.terms["action"], "loss_action"),
+    ):
+        torch.testing.assert_close(got[None], data[name], atol=0.0, rtol=1e-5)
+
+
+def test_complete_sampling(end_to_end):
+    config, predictor, policy, data = end_to_end
+    noise = iter(zip(data["sample_uniform_video"], data["sample_uniform_action"], strict=True))
+    text = data["text"][0]
+    video, ids = sample(
+        config,
+        predictor,
+        data["history_tokens"].view(1, -1),
+        text,
+        metaworld_head(policy, text),
+        pick=lambda log_p: pick_with(*next(noise))(log_p),
+    )
+    assert video.view(1, 1, 24, 24).equal(data["sample_video_tokens"])
+    assert (ids.view(1, 4, 4) + config.predictor.codes).equal(data["sample_action_tokens"])

@@ -98,9 +98,9 @@ def test_the_video_objective_overfits_one_batch(name: str) -> None:
     tokenizer, predictor, _, _ = networks(config)
     objective = UnifiedVideoDenoising(config, predictor, tokenizer, HashedWords())
     assert {key.split(".")[0] for key in objective.state_dict()} == {"times", "predictor"}
-    first, last = overfit(objective, 150)
+    first, last = overfit(objective, 300, "video")  # idle actions add a constant to the loss itself
     assert last < 0.4 * first
-    assert int(objective.times.count.sum()) == 4 * 150
+    assert int(objective.times.count.sum()) == 4 * 300
 
 
 def test_the_action_objective_overfits_one_batch() -> None:
@@ -108,13 +108,13 @@ def test_the_action_objective_overfits_one_batch() -> None:
     tokenizer, predictor, policy, bins = networks(config)
     before = {key: value.clone() for key, value in predictor.state_dict().items()}
     objective = UnifiedActionDenoising(config, policy, predictor, tokenizer, HashedWords(), bins)
-    assert {key.split(".")[0] for key in objective.state_dict()} == {"times", "policy"}
+    assert {key.split(".")[0] for key in objective.state_dict()} == {"times", "policy", "codec"}
     first, last = overfit(objective, 150, "action")
     assert last < 0.3 * first
     assert all(value.equal(before[key]) for key, value in predictor.state_dict().items())
 
 
-def overfit(objective: nn.Module, steps: int, term: str = "loss") -> tuple[float, float]:
+def overfit(objective: nn.Module, steps: int, term: str) -> tuple[float, float]:
     """The mean loss over many draws of noise, before and after training on one batch."""
     optimizer = torch.optim.Adam(objective.parameters(), lr=5e-3)
 
@@ -169,7 +169,7 @@ def test_an_agent_acts_and_a_generator_repeats_it(name: str) -> None:
     assert all(one.equal(other) for one, other in zip(drawn(1), drawn(1), strict=True))
     assert not drawn(1)[0].equal(drawn(2)[0])
     video, ids = drawn(1)
-    assert 0 <= video.min() and video.max() < 12 and 0 <= ids.min() and ids.max() < 6
+    assert video.min() >= 0 and video.max() < 12 and ids.min() >= 0 and ids.max() < 6
 
 
 def test_video_alone_and_views_in_place_of_features() -> None:

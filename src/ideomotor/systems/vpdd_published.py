@@ -1,0 +1,280 @@
+"""VPDD as published: one mask-and-replace diffusion over video and action tokens, undone by two networks together.
+
+Each network foretells the clean tokens of its own part; both are called at every one of 100 steps. Where the published
+code does another thing than the paper says, the preset ``published`` does what the code does, and ``paper`` what the
+paper says:
+
+| | ``published`` | ``paper`` |
+|---|---|---|
+| noise | masks; a mass of 1e-6 is replaced | masks, and replaces a tenth of all tokens halfway (our figure) |
+| replacements | of every group reach every position, kept out only in sampling | stay in their group |
+| pre-training | 16 action positions of class 0, a constant in loss and time sampling | video alone |
+| dropout of the action model while acting | on: the code never switches it off | off |
+
+In both, differing from the code: a tokenizer's codebook is not wiped when training resumes (its flag is saved); times
+drawn twice in a batch enter the time sampler's memory with their mean, not with whichever is written last; guidance,
+which the code holds and never calls, is not offered; and bins fit their heads (the documented command trains heads of
+256 classes on 48 bins).
+
+Source: VPDD (2402.14407); the diffusion is UniD3's (2211.14842).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ideomotor.diffusion.discrete import MaskReplace, TimeSampler, posterior_loss
+from ideomotor.diffusion.samplers import ancestral
+from ideomotor.diffusion.schedule import Vocabulary, hybrid_schedule, linear_schedule
+from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPolicyConfig
+from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig, Viewed
+from ideomotor.predictors.perceiver_diffusion import (
+    Observed,
+    PerceiverDiffusionPredictor,
+    PerceiverDiffusionPredictorConfig,
+)
+from ideomotor.systems.vpdd import VIEW, TextEncoder
+from ideomotor.tokenizers.axial_vqvae import AxialVQVAE
+from ideomotor.types import Borrowed, Clip, Losses
+
+Network = Callable[[Int[Tensor, "b n"], Int[Tensor, " b"]], Float[Tensor, "b n k"]]
+ActionLogits = Callable[[Int[Tensor, "b m"], Int[Tensor, " b"], Float[Tensor, "b n d"]], Float[Tensor, "b m k"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedVPDD:
+    """Everything about one VPDD of the published kind.
+
+    Attributes:
+        steps: of the diffusion, each a call of both networks.
+        replace: share of tokens that hold a drawn class halfway; None is the code's schedule, which hardly replaces.
+        top_p: clean classes beyond the likeliest that reach this probability are never drawn.
+        auxiliary: weight of the cross-entropy of the clean tokens.
+        as_coded: computes the noise as the code does, replacements across groups included.
+        idle_actions: pre-training has action positions too, which hold class 0 and are foretold by nothing.
+        dropout_acting: the action model's dropout stays on while it acts.
+        first_weight: weight of the first four action positions in the logged (never trained) action loss.
+    """
+
+    steps: int = 100
+    replace: float | None = None
+    top_p: float = 0.88
+    auxiliary: float = 5e-4
+    as_coded: bool = True
+    idle_actions: bool = True
+    dropout_acting: bool = True
+    first_weight: float = 5.0
+    predictor: PerceiverDiffusionPredictorConfig = field(default_factory=PerceiverDiffusionPredictorConfig)
+    policy: GPTDiffusionPolicyConfig | MultiviewGPTPolicyConfig = field(default_factory=GPTDiffusionPolicyConfig)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Video codes, action classes, and one mask."""
+        return Vocabulary((self.predictor.codes, self.policy.classes))
+
+    def process(self, *, actions: bool = True) -> MaskReplace:
+        """Returns the noise over a latent frame and, with ``actions``, a chunk after it."""
+        vocabulary = self.vocabulary
+        schedule = (
+            linear_schedule(vocabulary, self.steps)
+            if self.replace is None
+            else hybrid_schedule(vocabulary, self.steps, self.replace)
+        )
+        layout = vocabulary.layout((self.predictor.tokens, self.policy.tokens if actions else 0))
+        return MaskReplace(vocabulary, schedule, layout, published=self.as_coded)
+
+
+class ActionCodec(Protocol):
+    """Actions to ids of bins and back; ``QuantileBins`` is one."""
+
+    def encode(self, actions: Float[Tensor, "*b action"]) -> Int[Tensor, "*b action"]:
+        """Returns the ids, from 0."""
+
+    def decode(self, ids: Int[Tensor, "*b action"]) -> Float[Tensor, "*b action"]:
+        """Returns the actions that those ids stand for."""
+
+
+def joint_network(
+    predictor: PerceiverDiffusionPredictor, seen: Observed, vocabulary: Vocabulary, actions: ActionLogits | None
+) -> Network:
+    """Returns both networks as one: noised tokens of video and actions in, logits over the whole vocabulary out.
+
+    With ``actions`` the video model is frozen; without, it learns, and action positions get logits of 0.
+    """
+    codes, tokens = predictor.config.codes, predictor.config.tokens
+
+    def network(xt: Int[Tensor, "b n"], step: Int[Tensor, " b"]) -> Float[Tensor, "b n k"]:
+        video, acts = xt[:, :tokens], xt[:, tokens:] - codes
+        with torch.set_grad_enabled(torch.is_grad_enabled() and actions is None):
+            features = predictor.features(video, step, seen)
+            logits = predictor.logits(features)
+        if actions is None:
+            idle = logits.new_zeros(*acts.shape, vocabulary.groups[1])
+            return vocabulary.join([logits, idle])
+        return vocabulary.join([logits, actions(acts, step, features)])
+
+    return network
+
+
+def metaworld_head(policy: GPTDiffusionPolicy, text: Float[Tensor, "b text"]) -> ActionLogits:
+    """Returns the action network for one decision: it reads the video model's features of the same step."""
+    embedded = policy.observe(text)
+    return lambda xt, step, features: policy.logits(xt, step, features, embedded)
+
+
+def rlbench_head(policy: MultiviewGPTPolicy, seen: Viewed) -> ActionLogits:
+    """Returns the action network for one decision: it reads what the cameras see, never the video model."""
+    return lambda xt, step, features: policy.logits(xt, step, seen)
+
+
+def unified_loss(
+    config: PublishedVPDD,
+    process: MaskReplace,
+    network: Network,
+    x0: Int[Tensor, "b n"],
+    xt: Int[Tensor, "b n"],
+    step: Int[Tensor, " b"],
+    probability: Float[Tensor, " b"],
+) -> tuple[Losses, Float[Tensor, " b"]]:
+    """Returns the loss of video and actions together, and what the time sampler is to remember of each sample.
+
+    ``terms`` holds the two parts as the code logs them: each is divided by the positions of both, and the first four
+    action positions count ``config.first_weight`` times.
+    """
+    loss = posterior_loss(process, network(xt, step), x0, xt, step, probability, config.auxiliary)
+    with torch.no_grad():
+        weight = config.auxiliary * (2 - step / config.steps)
+        parts = (loss.main + weight[:, None] * loss.auxiliary) / probability[:, None] / x0.numel()  # b n
+        video, actions = parts.split([config.predictor.tokens, x0.shape[1] - config.predictor.tokens], 1)
+        first = (config.first_weight - 1) * actions[:, :4].sum()
+    terms = {"loss": loss.total.detach(), "video": video.sum(), "action": actions.sum() + first}
+    return Losses(total=loss.total, terms=terms), loss.main.detach().sum(1)
+
+
+class _Denoising(nn.Module):
+    """What both objectives share: drawing times and noise, and remembering the losses."""
+
+    def __init__(self, config: PublishedVPDD, *, actions: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.times = TimeSampler(config.steps)
+        self._process = config.process(actions=actions)
+
+    def _loss(self, network: Network, x0: Int[Tensor, "b n"]) -> Losses:
+        if self._process.group.device != x0.device:
+            self._process = self._process.to(x0.device)
+        step, probability = self.times.sample(len(x0))
+        xt = self._process.sample(x0, step)
+        losses, squared = unified_loss(self.config, self._process, network, x0, xt, step, probability)
+        if self.training:
+            self.times.record(step, squared)
+        return losses
+
+
+class UnifiedVideoDenoising(_Denoising):
+    """Actionless clip -> tokens of two latent frames -> the second one noised -> the tokens themselves."""
+
+    def __init__(
+        self, config: PublishedVPDD, predictor: PerceiverDiffusionPredictor, tokenizer: AxialVQVAE, text: TextEncoder
+    ) -> None:
+        super().__init__(config, actions=config.idle_actions)
+        self.predictor, self.text = predictor, text
+        self.tokenizer = Borrowed(tokenizer)
+
+    def forward(self, clip: Clip) -> Losses:
+        """Returns the variational bound's loss of the foretold latent frame."""
+        history, future = latent_frames(clip, self.tokenizer.module)
+        seen = self.predictor.observe(history, self.text(clip.text).to(history.device))
+        network = joint_network(self.predictor, seen, self.config.vocabulary, None)
+        idle = self.config.policy.tokens if self.config.idle_actions else 0
+        return self._loss(network, nn.functional.pad(future, (0, idle), value=self.config.predictor.codes))
+
+
+class UnifiedActionDenoising(_Denoising):
+    """Clip with actions -> tokens of video and actions, noised together -> the action model's part of the loss.
+
+    The video model is frozen and without dropout; its part of the loss is a constant that rules the time sampling, as
+    published. So are the tails of chunks beyond an episode's end, which are trained on like any other action.
+    """
+
+    def __init__(
+        self,
+        config: PublishedVPDD,
+        policy: GPTDiffusionPolicy,
+        predictor: PerceiverDiffusionPredictor,
+        tokenizer: AxialVQVAE,
+        text: TextEncoder,
+        actions: ActionCodec,
+    ) -> None:
+        super().__init__(config, actions=True)
+        self.policy, self.text, self.codec = policy, text, actions
+        self.predictor, self.tokenizer = Borrowed(predictor.eval()), Borrowed(tokenizer)
+
+    def forward(self, clip: Clip) -> Losses:
+        """Returns the variational bound's loss of the foretold latent frame and the recorded actions."""
+        if clip.actions is None:
+            raise ValueError("a clip without actions came to fine-tuning: give demonstrations, not actionless video")
+        history, future = latent_frames(clip, self.tokenizer.module)
+        text = self.text(clip.text).to(history.device)
+        predictor, config = self.predictor.module, self.config
+        with torch.no_grad():
+            seen = predictor.observe(history, text)
+        ids = self.codec.encode(clip.actions[:, : self.policy.config.chunk]).flatten(1) + config.predictor.codes
+        network = joint_network(predictor, seen, config.vocabulary, metaworld_head(self.policy, text))
+        return self._loss(network, torch.cat([future, ids], 1))
+
+
+def latent_frames(clip: Clip, tokenizer: AxialVQVAE) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
+    """Returns the tokens of the observed and of the foretold latent frame, from the cache where the clip has them.
+
+    Raises:
+        ValueError: the clip does not have just these two.
+    """
+    tokens = clip.tokens[VIEW].long() if clip.tokens is not None else tokenizer.encode(clip.frames[VIEW])
+    if tokens.shape[1] != 2:
+        raise ValueError(
+            f"the clip has {tokens.shape[1]} latent frames; one is observed and one foretold: give windows of "
+            f"context {tokenizer.frames_per_latent} and horizon {tokenizer.frames_per_latent}"
+        )
+    return tokens[:, 0], tokens[:, 1]
+
+
+@torch.inference_mode()
+def sample(
+    config: PublishedVPDD,
+    predictor: PerceiverDiffusionPredictor,
+    history: Int[Tensor, "b n"],
+    text: Float[Tensor, "b text"],
+    head: ActionLogits | None = None,
+    generator: torch.Generator | None = None,
+    pick: Callable[[Float[Tensor, "b n vocab"]], Int[Tensor, "b n"]] | None = None,
+) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b m"]]:
+    """Returns the foretold latent frame's tokens and the ids of the chunk's bins, by the whole chain from masks alone.
+
+    Without a ``head`` the video is foretold alone, and there are no ids. ``generator`` and ``pick`` are those of
+    ``diffusion.samplers.ancestral``.
+    """
+    process = config.process(actions=head is not None).to(history.device)
+    network = joint_network(predictor, predictor.observe(history, text), config.vocabulary, head)
+    start = history.new_full((len(history), len(process.group)), config.vocabulary.mask_id)
+    tokens = ancestral(network, start, process, config.top_p, generator, pick)
+    return tokens[:, : config.predictor.tokens], tokens[:, config.predictor.tokens :] - config.predictor.codes
+
+
+def published() -> PublishedVPDD:
+    """What the published code does, for Meta-World."""
+    return PublishedVPDD()
+
+
+def paper() -> PublishedVPDD:
+    """What the paper says, for Meta-World, with the published networks."""
+    return PublishedVPDD(replace=0.1, as_coded=False, idle_actions=False, dropout_acting=False)
+
+
+PRESETS: dict[str, Callable[[], PublishedVPDD]] = {"published": published, "paper": paper}
