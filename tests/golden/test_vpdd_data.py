@@ -1,9 +1,14 @@
 """Numbers of the published VPDD code around the networks: actions, keyframes, windows, pictures, prompts, text."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ideomotor.data.distant_windows import DistantWindow, one_of_each_task
+from ideomotor.data.keyframes import keyframes, next_keyframes
 from ideomotor.policies import published_actions as actions
 from ideomotor.policies.rotations import euler_degrees, rotation_ids, rotations_of
 
@@ -90,3 +95,36 @@ def test_voxels(recorded):
     index = actions.voxel_index(recorded["voxel.points"])
     assert index.equal(recorded["voxel.index_256"])
     close(actions.voxel_corner(index), recorded["voxel.point_back"], 1e-12)
+
+
+def test_keyframes(folder):
+    episodes = json.loads((folder / "keyframes.json").read_text())["episodes"]
+    data = {name: value.numpy() for name, value in load_file(folder / "keyframes.safetensors").items()}
+    for name, wanted in episodes.items():
+        found = keyframes(data[f"{name}.gripper_open"], data[f"{name}.joint_velocities"])
+        assert found == wanted["keyframes"] == data[f"{name}.keyframes"].tolist(), name
+
+
+def test_metaworld_windows(folder):
+    recorded = json.loads((folder / "training_windows.json").read_text())["metaworld_finetune"]
+    window, length = DistantWindow(frames=1, ahead=20, chunk=4), recorded["episode_length"]
+    for item in recorded["items"]:
+        start, first = item["start"], np.array(item["first_task_actions"][0])
+        assert window.frame_indices(start, length).tolist() == [item["history_step"], item["target_step"]]
+        assert one_of_each_task(item["episode"])[:5] == item["episodes_of_first_five_rows"]
+        assert len(one_of_each_task(item["episode"])) == item["shapes"]["actions"][0]
+        steps = np.arange(length)[:, None]
+        actions = np.hstack([steps, np.full_like(steps, first[1]), 29 - steps, np.full_like(steps, first[3])])
+        chunk, _ = window.actions(actions.astype(float), start)
+        assert chunk.tolist() == item["first_task_actions"]
+
+
+def test_rlbench_windows(folder):
+    recorded = json.loads((folder / "training_windows.json").read_text())["rlbench_finetune"]
+    window = DistantWindow(frames=1, ahead=20)
+    for item in recorded["items"]:
+        indices = window.frame_indices(item["start"], recorded["episode_length"])
+        assert indices.tolist() == [item["history_step"], item["target_step"]]
+        rows, mask = next_keyframes(recorded["keyframes"], item["start"], 4)
+        assert np.where(mask, rows, 0).tolist() == item["keyframe_rows_used"]
+        assert np.where(mask, 600 + rows, 0).tolist() == item["last_component"]
