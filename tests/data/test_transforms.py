@@ -7,6 +7,7 @@ from ideomotor.data.transforms import (
     AugmentConfig,
     adjust_color,
     augment,
+    bilinear,
     center_crop,
     color_jitter,
     covering_size,
@@ -107,6 +108,15 @@ def test_resize_averages_areas_and_keeps_what_is_flat(generator: torch.Generator
         assert torch.equal(
             resize(torch.full((1, 3, 8, 12), 77, dtype=torch.uint8), size).unique(), torch.tensor([77]).byte()
         )
+
+
+def test_without_smoothing_pixels_between_are_skipped():
+    stripes = torch.zeros(1, 1, 3, 12, 12, dtype=torch.uint8)
+    stripes[..., 1::3] = 255
+    assert resize(stripes, (4, 4)).unique().tolist() == [85]
+    assert resize(stripes, (4, 4), smooth=False).unique().tolist() == [255]  # only the middle one of three is seen
+    assert bilinear(stripes[..., :2], (12, 4))[0, 0, 0, 0].tolist() == [0, 63.75, 191.25, 255]
+    assert resize_and_crop(stripes, (6, 6), smooth=False).equal(resize(stripes, (6, 6), smooth=False))
 
 
 def test_covering_and_cropping():

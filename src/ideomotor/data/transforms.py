@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -141,11 +141,18 @@ def covering_size(source: tuple[int, int], size: tuple[int, int]) -> tuple[int, 
     return max(round(source[0] * scale), size[0]), max(round(source[1] * scale), size[1])
 
 
-def resize(video: UInt8[Tensor, "*batch c h w"], size: tuple[int, int]) -> UInt8[Tensor, "*batch c height width"]:
-    """Returns the video at ``size`` (height, width): each pixel the mean of its area where shrinking, bilinear else."""
+def resize(
+    video: UInt8[Tensor, "*batch c h w"], size: tuple[int, int], smooth: bool = True
+) -> UInt8[Tensor, "*batch c height width"]:
+    """Returns the video at ``size`` (height, width): each pixel the mean of its area where shrinking, bilinear else.
+
+    Without ``smooth`` it is bilinear always, for weights that were trained on such pictures: see ``bilinear``.
+    """
     *batch, c, height, width = video.shape
     if (height, width) == tuple(size):
         return video
+    if not smooth:
+        return bilinear(video, size).add_(0.5).clamp_(0, 255).to(torch.uint8)
     shrinks = size[0] <= height and size[1] <= width
     pictures = video.reshape(-1, c, height, width).float()
     if shrinks:
@@ -155,7 +162,17 @@ def resize(video: UInt8[Tensor, "*batch c h w"], size: tuple[int, int]) -> UInt8
     return scaled.add_(0.5).clamp_(0, 255).to(torch.uint8).reshape(*batch, c, *size)
 
 
-def center_crop(video: UInt8[Tensor, "*batch c h w"], size: tuple[int, int]) -> UInt8[Tensor, "*batch c height width"]:
+def bilinear(video: UInt8[Tensor, "*batch c h w"], size: tuple[int, int]) -> Float[Tensor, "*batch c height width"]:
+    """Returns the video at ``size``, unrounded in 0..255, from the four pixels around each new pixel's centre.
+
+    Where it shrinks, the pixels between are skipped and fine patterns flicker; VideoGPT and VPDD train on this.
+    """
+    *batch, c, height, width = video.shape
+    pictures = video.reshape(-1, c, height, width).float()
+    return F.interpolate(pictures, size=size, mode="bilinear", align_corners=False).reshape(*batch, c, *size)
+
+
+def center_crop(video: Real[Tensor, "*batch c h w"], size: tuple[int, int]) -> Real[Tensor, "*batch c height width"]:
     """Returns the middle ``size`` (height, width) of each picture.
 
     Raises:
@@ -169,8 +186,11 @@ def center_crop(video: UInt8[Tensor, "*batch c h w"], size: tuple[int, int]) -> 
 
 
 def resize_and_crop(
-    video: UInt8[Tensor, "*batch c h w"], size: tuple[int, int]
+    video: UInt8[Tensor, "*batch c h w"], size: tuple[int, int], smooth: bool = True
 ) -> UInt8[Tensor, "*batch c height width"]:
-    """Returns the video scaled to cover ``size`` (height, width), its aspect kept, and cut to its centre."""
+    """Returns the video scaled to cover ``size`` (height, width), its aspect kept, and cut to its centre.
+
+    ``smooth`` as in ``resize``.
+    """
     height, width = video.shape[-2:]
-    return center_crop(resize(video, covering_size((height, width), size)), size)
+    return center_crop(resize(video, covering_size((height, width), size), smooth), size)
