@@ -4,13 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import recipe
 import torch
 from safetensors.torch import load_file
 
 from ideomotor.data.distant_windows import DistantWindow, one_of_each_task
 from ideomotor.data.keyframes import keyframes, next_keyframes
+from ideomotor.data.transforms import bilinear, center_crop, covering_size, resize_and_crop
+from ideomotor.interop.clip_text import clip_text_config, clip_text_from_published
 from ideomotor.policies import published_actions as actions
 from ideomotor.policies.rotations import euler_degrees, rotation_ids, rotations_of
+from ideomotor.systems import vpdd_prompts
 
 pytestmark = pytest.mark.golden
 
@@ -128,3 +132,54 @@ def test_rlbench_windows(folder):
         rows, mask = next_keyframes(recorded["keyframes"], item["start"], 4)
         assert np.where(mask, rows, 0).tolist() == item["keyframe_rows_used"]
         assert np.where(mask, 600 + rows, 0).tolist() == item["last_component"]
+
+
+@pytest.mark.parametrize(("name", "enlarged", "size"), [("tall", 1, 16), ("wide", 1, 16), ("square260", 5, 96)])
+def test_pictures(folder, name, enlarged, size):
+    data = load_file(folder / "preprocess.safetensors")
+    stored = data[f"{name}_uint8" if enlarged == 1 else f"{name}_uint8_52px"].movedim(-1, 1)
+    video = stored.repeat_interleave(enlarged, 2).repeat_interleave(enlarged, 3)
+    covering = covering_size(tuple(video.shape[-2:]), (size, size))
+    wanted = data[f"{name}_out_{size}"].transpose(0, 1)  # t c h w
+    got = center_crop(bilinear(video, covering), (size, size)) / 255 - 0.5
+    close(got[: len(wanted)], wanted, 1e-5)
+    rounded = resize_and_crop(video, (size, size), smooth=False).float() / 255 - 0.5
+    close(rounded[: len(wanted)], wanted, 0.5 / 255 + 1e-6)
+
+
+def test_prompts(folder):
+    recorded = json.loads((folder / "language_prompts.json").read_text())
+    rows = [*recorded["metaworld"], recorded["human_video_default"]]
+    assert {f"{task}-v2": text for task, text in vpdd_prompts.METAWORLD.items()} == {
+        row["task"]: row["prompt"] for row in recorded["metaworld"]
+    }
+    assert list(vpdd_prompts.METAWORLD) == [row["task"].removesuffix("-v2") for row in recorded["metaworld"]]
+    assert rows[-1]["prompt"] == vpdd_prompts.HUMAN_VIDEO
+    for row in rows:
+        padding = [recorded["padding_id"]] * (recorded["context_length"] - len(row["token_ids"]))
+        assert vpdd_prompts.token_ids(row["prompt"]).tolist() == row["token_ids"] + padding
+    assert list(vpdd_prompts.RLBENCH_TASKS) == recorded["rlbench_tasks_pretraining"]
+    assert recorded["rlbench_character_limit"] == vpdd_prompts.RLBENCH_CHARACTERS
+    with pytest.raises(ValueError, match="no sentence of the VPDD release"):
+        vpdd_prompts.token_ids("open the pod bay doors")
+
+
+def test_text_features(folder):
+    transformers = pytest.importorskip("transformers", reason="the text extra is not installed")
+    recorded = json.loads((folder / "clip_text_tiny.json").read_text())
+    data = load_file(folder / "clip_text_tiny.safetensors")
+    state = recipe.weights(recorded["weights"])
+    settings = clip_text_config(state) | {"num_attention_heads": recorded["config"]["heads"]}
+    model = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**settings)).eval()
+    ours = clip_text_from_published(state)
+    natural = {name: value for name, value in model.state_dict().items() if name.endswith("position_ids")}
+    model.load_state_dict(ours | natural)
+    prompts = [*vpdd_prompts.METAWORLD.values(), vpdd_prompts.HUMAN_VIDEO]
+    ids = torch.stack([vpdd_prompts.token_ids(prompts[row]) for row in recorded["prompt_rows"]])
+    assert ids.equal(data["token_ids"])
+    with torch.no_grad():
+        out = model(input_ids=ids)
+    features = out.text_embeds
+    close(features, data["features"], 1e-4)
+    close(features.norm(dim=1), torch.tensor(recorded["feature_norms"]), 1e-4)
+    close(out.last_hidden_state[:, :12], data["token_embeddings_first_12"], 1e-4)  # every position's state

@@ -72,5 +72,8 @@ def test_a_clip_of_the_users_own_is_read_from_its_folder(tmp_path: Path) -> None
     assert vectors.shape == (4, 12) and encode.width == 12
     torch.testing.assert_close(vectors[[0, 3]].norm(dim=1), torch.ones(2))
     assert vectors[1].abs().max() == 0 and torch.equal(vectors[0], vectors[2])
+    raw = ClipText(tmp_path, unit=False)(["open the drawer"])
+    torch.testing.assert_close(raw / raw.norm(), vectors[:1])
+    assert (raw.norm() - 1).abs() > 1e-3  # it keeps its length
     with pytest.raises(ValueError, match="holds no CLIP model"):
         ClipText(tmp_path / "nothing")

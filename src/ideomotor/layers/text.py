@@ -56,8 +56,10 @@ class ClipText:
     token, made unit length, over at most 77 tokens (cut by tokens, not by characters).
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, unit: bool = True) -> None:
         """``folder``: a transformers CLIP folder (config, weights, tokenizer) on this machine.
+
+        Without ``unit`` the vectors keep their length, as the published VPDD networks want them.
 
         Raises:
             ValueError: there is no such model in the folder.
@@ -71,11 +73,12 @@ class ClipText:
         model = transformers.CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True)
         self.model: nn.Module = model.eval().requires_grad_(False)
         self.width = int(model.config.projection_dim)
+        self.unit = unit
         self.known: dict[str, Float[Tensor, " d"]] = {}
 
     @torch.no_grad()
     def __call__(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
-        """Returns a unit vector a sentence; "" gives the zero vector (nothing is known)."""
+        """Returns a vector a sentence, of unit length if ``unit``; "" gives the zero vector (nothing is known)."""
         for sentence in dict.fromkeys(sentences):
             if sentence not in self.known:
                 self.known[sentence] = self._encode(sentence) if sentence.strip() else torch.zeros(self.width)
@@ -85,7 +88,7 @@ class ClipText:
         inputs = self.tokenizer([sentence], truncation=True, max_length=77, return_tensors="pt")
         with torch.autocast("cpu", enabled=False):
             vector = self.model(**inputs).text_embeds[0]
-        return vector / vector.norm()
+        return vector / vector.norm() if self.unit else vector
 
 
 class HashedWords:
