@@ -158,6 +158,27 @@ class Inspect:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Import:
+    """Turns a published checkpoint into folders of this library: its tokenizer and its networks, number for number."""
+
+    system: tyro.conf.Positional[Literal["vpdd"]]
+    """Whose checkpoint it is."""
+    source: tyro.conf.Positional[Path]
+    """The file: a checkpoint of torch, whose tensors alone are read (nothing in it is run), or safetensors."""
+    out: Path
+    """Folder to write: tokenizer, predictor, policy, and import.json with what was left out."""
+    weights: Literal["ema", "model"] = "ema"
+    """Of a diffusion checkpoint: the running average, which the release acts with, or the last weights."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.vpdd_import import import_vpdd
+
+        for line in import_vpdd(self.source, self.out, self.weights):
+            console.print(line, markup=False, highlight=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageOptions:
     """Options that every stage has."""
 
@@ -385,6 +406,7 @@ def _commands(config: VPDD) -> Any:
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | Annotated[Collect, tyro.conf.subcommand("collect")]
         | Annotated[Inspect, tyro.conf.subcommand("data")]
+        | Annotated[Import, tyro.conf.subcommand("import")]
         | Annotated[group, tyro.conf.subcommand("vpdd")]
         | Annotated[Imagine, tyro.conf.subcommand("imagine")]
         | Annotated[Report, tyro.conf.subcommand("report")]

@@ -202,7 +202,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch, report):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ideomotor.evaluation.report.os.fsync", full)
+    monkeypatch.setattr("ideomotor.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_report(tmp_path, dataclasses.replace(report, title="new"))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old

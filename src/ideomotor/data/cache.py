@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torch import Tensor
 from ideomotor.data.draft import ArrayFile, Draft, description, digest, locked, open_array, read_index
 from ideomotor.data.transforms import resize
 from ideomotor.data.windows import read_frames
+from ideomotor.files import synced
 from ideomotor.types import Dataset, Episode, Quarantined
 
 VERSION = 1
@@ -239,8 +239,7 @@ def _fill(
     signals_file = draft.folder / "signals.safetensors"
     save_file(signals, signals_file)
     signals_file.chmod(signals_file.parent.stat().st_mode & 0o666)  # it would be the owner's alone
-    with signals_file.open("rb+") as file:
-        os.fsync(file.fileno())
+    synced(signals_file)
     draft.finish(
         {
             "kind": "frames",

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ideomotor.files import synced, write_text
 from ideomotor.types import Dataset
 
 
@@ -106,16 +107,9 @@ class Draft:
     def finish(self, index: dict[str, Any]) -> None:
         """Writes the index and gives the folder its name."""
         self._journal.unlink(missing_ok=True)
-        with (self.folder / "index.json").open("w", encoding="utf-8") as file:
-            json.dump(index, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_text(self.folder / "index.json", json.dumps(index))
         os.replace(self.folder, self.final)  # noqa: PTH105 - named as the rule of this project names it
-        parent = os.open(self.final.parent, os.O_RDONLY)
-        try:
-            os.fsync(parent)  # the rename itself
-        finally:
-            os.close(parent)
+        synced(self.final.parent)  # the rename itself
 
 
 class ArrayFile:

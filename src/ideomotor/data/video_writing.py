@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ideomotor.extras import require
+from ideomotor.files import replacing
 
 Codec = Literal["h264", "vp9", "gif"]
 
@@ -66,19 +65,14 @@ def write_video(
     if fps <= 0 or (codec == "gif" and fps > _FASTEST_GIF):
         raise ValueError(f"{fps} frames per second: wanted more than 0" + (", at most 50" if codec == "gif" else ""))
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         settings = {"h264": _h264, "vp9": _vp9, "gif": _gif}[codec](_CRF[codec] if crf is None else crf, keyframe_every)
-        _encode(draft, container, codec, settings, _pictures(frames, even=codec == "h264"), fps)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
+        with replacing(path) as draft:
+            _encode(draft, container, codec, settings, _pictures(frames, even=codec == "h264"), fps)
     except require("av", "video").FFmpegError as error:
         if isinstance(error, OSError):
             raise OSError(error.errno, f"{error.strerror}; nothing was written", str(path)) from error
         raise
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from ideomotor.evaluation.statistics import (
     probability_of_improvement,
     wilson,
 )
+from ideomotor.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,22 +245,8 @@ def write_report(folder: Path, data: ReportData) -> Path:
     written = {"report.html": render(data), "report.json": json.dumps(as_json(data), indent=2, allow_nan=False) + "\n"}
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in written.items():
-        _write_atomically(folder / name, text)
+        write_text(folder / name, text)
     return folder / "report.html"
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would hide the page from a web server or a colleague
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _ordered(names: set[str], order: Sequence[str]) -> list[str]:

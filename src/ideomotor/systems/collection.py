@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,10 +12,14 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+
 from ideomotor.data.formats.lerobot_writer import LeRobotWriter
 from ideomotor.envs.worker import Worker
+from ideomotor.files import write_text
 from ideomotor.systems.collection_episodes import TRIES, EpisodeMaker, Job, Kind, Take
 from ideomotor.systems.collection_worlds import WORLDS, make_world, tasks_of, world_config
+from ideomotor.systems.progress import bar
 
 Progress = Callable[[int, int, str], None]
 
@@ -131,18 +134,9 @@ def collect(config: CollectionConfig, progress: Progress | None = None) -> Colle
 
 def collect_with_progress(config: CollectionConfig) -> Collected:
     """Collects with a progress bar on screen, and says at the end what is missing."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     console = Console()
-    columns = (TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        line = bar.add_task("collect", total=None)
-
-        def show(done: int, total: int, name: str) -> None:
-            bar.update(line, completed=done, total=total, description=name)
-
-        collected = collect(config, show)
+    with bar("collect") as tell:
+        collected = collect(config, tell)
     for text in collected.missing:
         console.print(f"missing: {text}", markup=False)
     for name in _KINDS:
@@ -182,13 +176,8 @@ def _claim(config: CollectionConfig) -> list[str]:
 
 
 def _note(config: CollectionConfig, missing: Sequence[str]) -> None:
-    path = config.out / "collection.json"
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump({"settings": _identity(config), "missing": list(missing)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    noted = {"settings": _identity(config), "missing": list(missing)}
+    write_text(config.out / "collection.json", json.dumps(noted, indent=1))
 
 
 def _identity(config: CollectionConfig) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ideomotor.data.cache import cached, first_camera
@@ -22,6 +20,7 @@ from ideomotor.data.mixture import Source
 from ideomotor.data.signals import all_actions
 from ideomotor.data.token_cache import TokenCache
 from ideomotor.data.windows import WindowIndex, split
+from ideomotor.systems.progress import bar
 from ideomotor.systems.vpdd import VIEW, VPDD, Stage
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.training.checkpoint import fingerprint, read_json, write_json
@@ -157,7 +156,7 @@ def open_sources(options: DataOptions, config: VPDD, stage: Stage, actions: bool
 
 
 def _cached(dataset: Dataset, root: Path, size: int, camera: str) -> Dataset:
-    with bar("decode", dataset.name) as progress:
+    with bar(f"decode {dataset.name}") as progress:
         return cached(dataset, root, size, (camera,), progress=progress)
 
 
@@ -192,7 +191,7 @@ def tokenized(
 
     caches = []
     for source in sources:
-        with bar("encode", source.dataset.name) as progress:
+        with bar(f"encode {source.dataset.name}") as progress:
             caches.append(
                 TokenCache.build(
                     WindowIndex(source.dataset, source.window),
@@ -215,12 +214,3 @@ def recorded_actions(sources: Sequence[Source]) -> Float[Tensor, "n action"]:
         widths = ", ".join(f"{name!r} of width {actions.shape[1]}" for name, actions in parts)
         raise ValueError(f"the data sets have actions {widths}: a policy is fine-tuned on one robot")
     return torch.from_numpy(np.concatenate([actions for _, actions in parts]))
-
-
-@contextmanager
-def bar(verb: str, name: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows a progress bar while something is prepared; yields what is to be told of done and total."""
-    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        line = progress.add_task(f"{verb} {name}", total=None)
-        yield lambda done, total: progress.update(line, completed=done, total=total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtyping import UInt8
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -19,13 +18,13 @@ from ideomotor.evaluation.episodes import EpisodeResult, EpisodeSpec, read_log
 from ideomotor.evaluation.rollout import rollout
 from ideomotor.evaluation.statistics import wilson
 from ideomotor.systems.collection_worlds import WORLDS, make_world, world_config
+from ideomotor.systems.progress import bar
 from ideomotor.types import Agent
 
 if TYPE_CHECKING:
     from ideomotor.envs.chunked import Chunked
 
 SLOTS = 20  # simulators side by side, shared by the tasks
-console = Console(stderr=True, soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +109,8 @@ def roll_out(
     if all(spec.key in tried for spec in specs):
         return [tried[spec.key] for spec in specs]
     makers = [partial(make_chunked, world, settings, task, view) for task in slots]
-    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with ChunkedVector(makers, workers=workers) as vector, Progress(*columns, console=console, transient=True) as bar:
-        line = bar.add_task(f"roll-outs ({arm})", total=len(specs))
+    over = itertools.count(1)
+    with ChunkedVector(makers, workers=workers) as vector, bar(f"roll-outs ({arm})") as tell:
 
         def film(result: EpisodeResult, frames: Mapping[str, UInt8[Tensor, "t c h w"]]) -> None:
             assert films is not None
@@ -134,7 +132,7 @@ def roll_out(
             stride=view.stride,
             record=[spec for spec in specs if films is not None and spec.goal in goals[:filmed]],
             recorder=film,
-            done=lambda result: bar.advance(line),
+            done=lambda result: tell(next(over), len(specs)),
         )
 
 

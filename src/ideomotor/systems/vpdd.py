@@ -85,7 +85,7 @@ class VPDD:
     )
     finetune_stage: Stage = field(
         default_factory=lambda: Stage(
-            steps=1600, batch=32, optim=OptimConfig(lr=1e-3, weight_decay=0.05, ema=0.995, bf16=True)
+            steps=2400, batch=32, optim=OptimConfig(lr=1e-3, weight_decay=0.05, ema=0.995, bf16=True)
         )
     )
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ideomotor import files
 from ideomotor.training.config import config_from_json, config_to_json
 from ideomotor.training.learner import LearnerState, check_tensors
 
@@ -148,7 +149,7 @@ def save_state(folder: Path, values: Mapping[str, Any], learners: Mapping[str, L
                 fresh / "state.json", about | {"learners": {key: state.values for key, state in learners.items()}}
             )
             fresh.rename(target)
-            _sync_folder(folder)
+            files.synced(folder)
             write_text(folder / "latest", name + "\n")
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -194,18 +195,13 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all: a temporary neighbour, fsync, and a rename."""
-    fresh = path.with_name(f".{path.name}.new")
+    """Writes a text file whole or not at all.
+
+    Raises:
+        SaveError: it cannot be written; what stood there before is intact.
+    """
     with writing(path):
-        try:
-            with fresh.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(path)
-            _sync_folder(path.parent)
-        finally:
-            fresh.unlink(missing_ok=True)
+        files.write_text(path, text)
 
 
 def check_writable(folder: Path) -> None:
@@ -233,8 +229,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         seen.add(value.data_ptr())
     save_file(plain, path)
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes for the owner alone, whatever the umask says
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    files.synced(path)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -292,7 +287,7 @@ def _put_folder(fresh: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     fresh.rename(folder)
-    _sync_folder(folder.parent)
+    files.synced(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -308,14 +303,6 @@ def _settled(folder: Path) -> Path:
 
 def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

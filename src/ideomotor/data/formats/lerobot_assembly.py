@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from ideomotor.data.formats import lerobot_layout as layout
-from ideomotor.data.formats.lerobot_shards import Codec, Shard, join, synced
+from ideomotor.data.formats.lerobot_shards import Codec, Shard, join
 from ideomotor.data.formats.lerobot_stats import column_stats, image_stats
 from ideomotor.extras import require
+from ideomotor.files import synced
 
 MEBIBYTE = 1024**2
 # Checksums, because a flipped bit in an action would otherwise be read as another action.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ideomotor.extras import require
+from ideomotor.files import synced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +146,3 @@ def load(folder: Path) -> Shard:
         counts={camera: np.array(counts) for camera, counts in facts["counts"].items()},
         videos={camera: folder / f"{camera}.mp4" for camera in facts["counts"]},
     )
-
-
-def synced(path: Path) -> None:
-    """Returns when the disk holds a file or a folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

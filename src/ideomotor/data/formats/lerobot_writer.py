@@ -17,6 +17,7 @@ from ideomotor.data.formats import lerobot_layout as layout
 from ideomotor.data.formats import lerobot_shards as shards
 from ideomotor.data.formats.lerobot_assembly import NAME, Recording, assemble
 from ideomotor.data.formats.lerobot_stats import histogram
+from ideomotor.files import synced, write_text
 
 OUTCOMES = ("success", "failure", "")
 EXTRA_DTYPES = ("bool", "int32", "int64", "float32", "float64")
@@ -98,10 +99,7 @@ class LeRobotWriter:
         for draft in self._episodes.glob("*.tmp"):
             shutil.rmtree(draft)
         if not record.exists():
-            draft = record.with_suffix(".tmp")
-            draft.write_text(json.dumps(settings, indent=2))
-            shards.synced(draft)
-            draft.replace(record)
+            write_text(record, json.dumps(settings, indent=2))
 
     @property
     def stored(self) -> tuple[int, ...]:
@@ -169,9 +167,9 @@ class LeRobotWriter:
         shutil.rmtree(draft, ignore_errors=True)
         assemble(self.recording, [shards.load(self._episodes / f"{index:06d}") for index in self.stored], draft)
         for folder in [*(item for item in draft.rglob("*") if item.is_dir()), draft]:
-            shards.synced(folder)
+            synced(folder)
         draft.rename(self.path)
-        shards.synced(self.path.parent)
+        synced(self.path.parent)
         shutil.rmtree(self.partial)
         return self.path
 
