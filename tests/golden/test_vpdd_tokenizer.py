@@ -88,7 +88,7 @@ def test_train_step(tiny, folder, monkeypatch):
     for ours, theirs in (("reconstruction", "recon_loss"), ("commitment", "commitment_loss"), ("perplexity",) * 2):
         close(losses.terms[ours][None], data[f"step.{theirs}"])
     ours = dict(tokenizer.named_parameters())
-    close(torch.stack([p.grad.norm() for p in ours.values()]).norm()[None], data["step.grad_l2_all"], atol=1e-4)
+    close(torch.stack([p.grad.double().norm() for p in ours.values()]).norm()[None].float(), data["step.grad_l2_all"])
     same = {
         "decoder.convts.1.convt.weight": "decoder.grow.2.conv.weight",
         "encoder.conv_last.conv.bias": "encoder.shrink.4.conv.bias",
@@ -152,7 +152,7 @@ def test_full_size(folder):
         close(frames(recon)[..., ::4, ::4], data["recon_stride4"], atol=1e-4)
         terms = tokenizer.loss(video).terms
     for ours, theirs in (("reconstruction", "recon_loss"), ("commitment", "commitment_loss"), ("perplexity",) * 2):
-        close(terms[ours][None], data[theirs], atol=1e-4 * max(1.0, data[theirs].item()))
+        close(terms[ours][None], data[theirs], atol=1e-4)
     painted = tokenizer.decode(data["indices"].flatten(2))
     close(painted.float(), ((recon + 0.5) * 255).round().clamp(0, 255))
 
