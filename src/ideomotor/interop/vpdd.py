@@ -29,6 +29,7 @@ _REPLACEMENT = {"log_bt_obs": ("log_beta", 0), "log_bt_act": ("log_beta", 1),
                 "log_cumprod_bt_obs": ("log_beta_bar", 0), "log_cumprod_bt_act": ("log_beta_bar", 1)}  # fmt: skip
 _MEMORY = ("Lt_history", "Lt_count")
 _TOKENIZERS = ("model.traj_model.vqvae.", "model.act_model.vqvae.")
+_CODES = "vqvae.codebook.embeddings"
 _PREDICTOR, _POLICY = "model.traj_model.", "model.act_model."
 
 # Our name for each published part; a digit group stands for the number of a block.
@@ -109,16 +110,16 @@ def split_checkpoint(state: State) -> Checkpoint:
     known = {*_SCHEDULE, *_REPLACEMENT, *_MEMORY}
     leftover = [name for name in state if name not in known and not name.startswith((_PREDICTOR, _POLICY))]
     missing = [name for name in known if name not in state]
-    if not tokenizers:
-        missing.append(_TOKENIZERS[0] + "...")
-    predictor, policy = ({name: value for name, value in _below(prefix, state).items() if _network(name)}
-                         for prefix in (_PREDICTOR, _POLICY))  # fmt: skip
+    if _PREDICTOR + _CODES not in state:
+        missing.append(_PREDICTOR + _CODES)
+    predictor = {name: value for name, value in _below(_PREDICTOR, state).items() if _own(name) or name == _CODES}
+    policy = {name: value for name, value in _below(_POLICY, state).items() if _own(name)}
     if missing or leftover:
         raise ValueError(_mismatch(missing, leftover))
     for name in {name for copy in tokenizers for name in copy}:
         if not all(name in copy and copy[name].equal(tokenizers[0][name]) for copy in tokenizers):
             raise ValueError(f"the checkpoint holds two tokenizers that differ in {name}: it was put together by hand")
-    classes = _check_schedule(state, len(predictor["vqvae.codebook.embeddings"]))
+    classes = _check_schedule(state, len(predictor[_CODES]))
     left_out = [*_MEMORY, *(_POLICY + name for name in policy if name.startswith(UNUSED) or _constant(name))]
     return Checkpoint(tokenizers[0], predictor, policy or None, len(state["log_at"]), classes, tuple(left_out))
 
@@ -129,7 +130,7 @@ def predictor_from_published(state: State) -> dict[str, Tensor]:
     Raises:
         ValueError: names are left over; all are listed.
     """
-    return _renamed({name: value for name, value in state.items() if _network(name)}, _PERCEIVER)
+    return _renamed({name: value for name, value in state.items() if _own(name) or name == _CODES}, _PERCEIVER)
 
 
 def policy_from_published(state: State) -> dict[str, Tensor]:
@@ -142,7 +143,7 @@ def policy_from_published(state: State) -> dict[str, Tensor]:
     for name, value in state.items():
         if _constant(name):
             _check_constant(name, value)
-        elif not name.startswith(UNUSED) and _network(name):
+        elif not name.startswith(UNUSED) and _own(name):
             kept[name] = value
     return _renamed(kept, _RLBENCH if is_multiview(state) else _METAWORLD)
 
@@ -158,7 +159,7 @@ def predictor_config(state: State) -> dict[str, Any]:
     Raises:
         ValueError: a weight that tells them is missing.
     """
-    codes, code_width = _shape(state, "vqvae.codebook.embeddings", 2)
+    codes, code_width = _shape(state, _CODES, 2)
     latents, width = _shape(state, "latents", 2)
     return {
         "codes": codes,
@@ -255,8 +256,9 @@ def _check_constant(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} is not the constant causal mask of the published code: this network is another one")
 
 
-def _network(name: str) -> bool:
-    return not name.startswith("vqvae.") or name == "vqvae.codebook.embeddings"
+def _own(name: str) -> bool:
+    """Whether a name is the network's own, and not of the tokenizer that it carries along."""
+    return not name.startswith("vqvae.")
 
 
 def _constant(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -31,6 +32,9 @@ Weights = Literal["ema", "model"]
 Policy = GPTDiffusionPolicy | MultiviewGPTPolicy
 Model = TypeVar("Model", bound=nn.Module)
 _CONFIG = "vpdd_published.json"
+# What torch's restricted reader was seen to raise on bytes that were tampered with.
+_DAMAGED = (RuntimeError, EOFError, LookupError, AssertionError, AttributeError, TypeError, ValueError, ArithmeticError,
+            struct.error, zipfile.BadZipFile)  # fmt: skip
 
 
 class PublishedModels(NamedTuple):
@@ -178,7 +182,7 @@ def read_checkpoint(source: Path) -> Mapping[str, Any]:
             'torch.save({"state_dict": torch.load(path, weights_only=False)["state_dict"]}, new_path), or the entries '
             "step, model and ema of a diffusion checkpoint"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{source} is not a checkpoint of torch ({error}): it was damaged or misnamed") from error
     if not isinstance(content, Mapping):
         raise ValueError(
