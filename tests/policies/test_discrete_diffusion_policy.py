@@ -85,3 +85,20 @@ def test_images_only_policies_have_no_state_and_no_foresight() -> None:
     assert not any(name.startswith(("state", "foresight")) for name in names)
     seen = batch(2)
     assert policy.sample(seen["frames"], None, seen["text"]).shape == (2, 3, 2)
+
+
+def test_foresight_may_be_withheld_where_that_was_trained() -> None:
+    torch.manual_seed(0)
+    policy = DiscreteDiffusionPolicy(replace(CONFIG, foresight_dropout=0.5))
+    policy.bins.fit(torch.randn(500, 2))
+    torch.nn.init.normal_(policy.actions.head.weight, std=0.5)
+    torch.nn.init.normal_(policy.no_foresight, std=1.0)
+    seen = batch(64)
+    without = policy.eval().sample(**seen | {"features": None})
+    assert without.shape == (64, 3, 2) and not torch.equal(without, policy.sample(**seen))
+    # In training about half of the samples are blind to their features; in acting none is.
+    features = seen["features"].requires_grad_()
+    for training, low, high in ((True, 16, 48), (False, 64, 64)):
+        policy.train(training)
+        (slope,) = torch.autograd.grad(policy._foresight(features, 64).sum(), features)
+        assert low <= int((slope.abs().sum((1, 2)) > 0).sum()) <= high

@@ -70,3 +70,51 @@ def test_wrong_tokens_are_refused(predictor: DiscreteDiffusionPredictor) -> None
         predictor.features(torch.zeros(1, 2, 24, dtype=torch.long), torch.zeros(1, 8))
     with pytest.raises(ValueError, match="does not divide into patches"):
         DiscreteDiffusionPredictorConfig(grid=(5, 4))
+
+
+def test_features_tell_of_what_is_known_of_the_future(predictor: DiscreteDiffusionPredictor) -> None:
+    context, text = torch.randint(0, 11, (2, 1, 24)), torch.randn(2, 8)
+    future = torch.randint(0, 11, (2, 1, 24))
+    unknown = predictor.features(context, text)
+    nothing = predictor.noised(future, torch.ones(2))
+    assert (nothing == predictor.future.mask_id).all()
+    assert torch.equal(predictor.features(context, text, nothing), unknown)
+    half = predictor.noised(future, torch.tensor([0.5, 1.0]))
+    assert (half == predictor.future.mask_id).sum((1, 2)).tolist() == [12, 24]
+    told = predictor.features(context, text, half)
+    assert not torch.allclose(told[0], unknown[0], atol=1e-3) and torch.equal(told[1], unknown[1])
+
+
+def test_known_tokens_stay_and_each_pass_can_be_watched(predictor: DiscreteDiffusionPredictor) -> None:
+    context, text = torch.randint(0, 11, (2, 1, 24)), torch.randn(2, 8)
+    known = torch.full((2, 1, 24), predictor.future.mask_id)
+    known[:, :, :10] = torch.randint(0, 11, (2, 1, 10))
+    seen: list[torch.Tensor] = []
+    tokens = predictor.sample(context, text, steps=4, known=known, watch=lambda xt: seen.append(xt.clone()))
+    assert torch.equal(tokens[:, :, :10], known[:, :, :10]) and (tokens < 11).all()
+    left = [int((xt == predictor.future.mask_id).sum()) for xt in seen]
+    assert left[0] == 28 and left == sorted(left, reverse=True) and len(left) == 4
+
+
+@pytest.mark.parametrize("order", ["confidence", "halton", "random"])
+def test_orders_and_remasking(predictor: DiscreteDiffusionPredictor, order: str) -> None:
+    context, text = torch.randint(0, 11, (2, 1, 24)), torch.randn(2, 8)
+    for steps in (1, 3, 16, 100):
+        generator = torch.Generator().manual_seed(0)
+        tokens = predictor.sample(context, text, steps, 1.0, generator, order=order, remask=0.2)  # type: ignore[arg-type]
+        assert tokens.shape == (2, 1, 24) and (tokens < 11).all()
+
+
+def test_guidance_sharpens_what_the_sentence_says(
+    predictor: DiscreteDiffusionPredictor, generator: torch.Generator
+) -> None:
+    """Without guidance what is foretold of a wrong reading of the sentence keeps some probability; guidance removes
+    it. At 1 it is none, at 0 the sentence does not matter.
+    """
+    context, text = torch.randint(0, 11, (64, 1, 24)), torch.randn(64, 8)
+    plain = predictor.sample(context, text, 2)
+    assert torch.equal(predictor.sample(context, text, 2, guidance=1.0), plain)
+    untold = predictor.sample(context, torch.zeros_like(text), 2)
+    assert torch.equal(predictor.sample(context, text, 2, guidance=0.0), untold)
+    assert not torch.equal(plain, untold)
+    assert not torch.equal(predictor.sample(context, text, 2, guidance=3.0), plain)

@@ -435,3 +435,40 @@ def test_parts_that_do_not_fit_are_refused_before_training(change: Callable) -> 
     config = PRESETS["tiny"]()
     with pytest.raises(ValueError):
         replace(config, **change(config))
+
+
+# --- the imagine dial -------------------------------------------------------------------------------------------------
+
+
+def test_one_policy_acts_at_every_position_of_the_dial() -> None:
+    config = small()
+    tokenizer, predictor, policy = models(config)
+    torch.nn.init.normal_(policy.actions.head.weight, std=0.5)
+    torch.nn.init.normal_(predictor.future.head.weight, std=0.5)
+    agent = VPDDAgent(config, policy, predictor, tokenizer, HashedWords())
+    frames = torch.randint(0, 256, (3, 4, 3, 32, 32), dtype=torch.uint8)
+    context = Clip(frames={VIEW: frames}, text=("push it", "pull it", ""))
+    chunks = {}
+    for dial in ("none", "features", "half", "full"):
+        agent.dial = dial
+        chunks[dial] = agent.act(context)
+        assert chunks[dial].shape == (3, config.window.chunk, 2) and chunks[dial].isfinite().all()
+        assert (agent.imagined is not None) == (dial == "full")
+    assert agent.imagined.shape == (3, 4, 3, 32, 32) and agent.imagined.dtype == torch.uint8
+    text = HashedWords()(context.text)
+    assert torch.equal(chunks["none"], policy.sample(frames, None, text, steps=config.action_steps))
+
+
+def test_training_shows_some_samples_a_part_of_the_future() -> None:
+    """Fails if ``reveal`` shows the future to all, to none, or shows it wholly unmasked to the features' reader."""
+    config = small()
+    tokenizer, predictor, policy = models(config)
+    seen: list[Tensor] = []
+    features = predictor.features
+    predictor.features = lambda context, text, future=None: (seen.append(future), features(context, text, future))[1]
+    objective = ActionDenoising(policy, predictor, tokenizer, HashedWords(), 4, 0, 0.0, reveal=0.5)
+    clip = next(iter(ClipLoader(sources(config, actions=True), 32, 0)))
+    torch.manual_seed(0)
+    objective(clip)
+    masked = (seen[0] == predictor.future.mask_id).float().mean((1, 2))
+    assert 8 <= int((masked == 1).sum()) <= 24 and (masked > 0).all() and len(masked.unique()) > 4

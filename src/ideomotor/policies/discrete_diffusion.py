@@ -35,6 +35,8 @@ class DiscreteDiffusionPolicyConfig:
         pixels: height and width of the frames.
         squeeze, read_tokens: each grid (pixels, foresight) is read into that many tokens of the trunk.
         noisings: how many maskings of a chunk are trained on each computed prefix.
+        foresight_dropout: share of training samples whose foresight is withheld, so that the policy can also act
+            without any (and is then as cheap as one that looks at pixels only).
     """
 
     action_width: int = 4
@@ -47,6 +49,7 @@ class DiscreteDiffusionPolicyConfig:
     squeeze: int = 32
     read_tokens: int = 4
     noisings: int = 2
+    foresight_dropout: float = 0.0
     stem: PixelStemConfig = field(default_factory=PixelStemConfig)
     trunk: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(width=192, layers=3, heads=4, dropout=0.1)
@@ -70,6 +73,7 @@ class DiscreteDiffusionPolicy(nn.Module):
         count, feature_width = config.features
         if count:
             self.foresight = SpatialReadout(count, feature_width, config.squeeze, config.read_tokens, width)
+            self.no_foresight = nn.Parameter(0.02 * torch.randn(config.read_tokens, width))
         if config.state_width:
             self.state = nn.Sequential(nn.Linear(config.state_width, width), nn.SiLU(), nn.Linear(width, width))
         self.actions = TokenGroups(config.action_width, config.bins, width)
@@ -92,12 +96,7 @@ class DiscreteDiffusionPolicy(nn.Module):
             )
         parts = [self.text(text)[:, None], self.pixels(self.stem(frames))]
         if config.features[0]:
-            if features is None or tuple(features.shape[1:]) != config.features:
-                came = "none" if features is None else f"{tuple(features.shape[1:])}"
-                raise ValueError(
-                    f"foresight features {came} came; wanted {config.features}: use the predictor it was trained with"
-                )
-            parts.append(self.foresight(features))
+            parts.append(self._foresight(features, len(text)))
         if config.state_width:
             if state is None or state.shape[1] != config.state_width:
                 raise ValueError(
@@ -107,6 +106,23 @@ class DiscreteDiffusionPolicy(nn.Module):
             parts.append(self.state(state)[:, None])
         _, cache = self.trunk(torch.cat([part.to(parts[1].dtype) for part in parts], 1))
         return cache
+
+    def _foresight(self, features: Float[Tensor, "b m d"] | None, batch: int) -> Float[Tensor, "b tokens d"]:
+        """Reads the foresight into a few tokens; where it is withheld, learned ones stand for it."""
+        config = self.config
+        withheld = repeat(self.no_foresight, "tokens d -> b tokens d", b=batch)
+        if features is None and config.foresight_dropout > 0:
+            return withheld
+        if features is None or tuple(features.shape[1:]) != config.features:
+            came = "none" if features is None else f"{tuple(features.shape[1:])}"
+            raise ValueError(
+                f"foresight features {came} came; wanted {config.features}: use the predictor it was trained with"
+            )
+        read = self.foresight(features)
+        if not self.training or config.foresight_dropout == 0:
+            return read
+        without = torch.rand(batch, 1, 1, device=read.device) < config.foresight_dropout
+        return torch.where(without, withheld.to(read), read)
 
     def loss(
         self,

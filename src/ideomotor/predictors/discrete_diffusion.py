@@ -4,6 +4,7 @@ The sequence is [text | observed latent frame] as a fixed prefix and then the fu
 are [MASK]. The prefix never looks at the future (blocks of the trunk), so it is computed once for any number of steps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ideomotor.diffusion.discrete import cosine_ratio, mask_tokens, masked_cross_entropy
-from ideomotor.diffusion.samplers import parallel_decode
+from ideomotor.diffusion.samplers import Order, parallel_decode
 from ideomotor.layers.token_groups import TokenGroups
 from ideomotor.layers.transformer import Cache, Transformer, TransformerConfig
 from ideomotor.types import Losses
@@ -131,12 +132,29 @@ class DiscreteDiffusionPredictor(nn.Module):
             q=self.config.patch,
         )
 
-    def features(self, context: Int[Tensor, "b latent n"], text: Float[Tensor, "b d"]) -> Float[Tensor, "b m d"]:
-        """Returns what one pass over the wholly unknown future says: a foresight for every place, before any token
-        is drawn.
+    def features(
+        self,
+        context: Int[Tensor, "b latent n"],
+        text: Float[Tensor, "b d"],
+        future: Int[Tensor, "b latent n"] | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """Returns what one pass over the future says, a foresight for every place.
+
+        By default nothing of the future is known; otherwise ``future`` holds its tokens, [MASK] where unknown.
         """
         cache, seen = self.observe(context, text)
-        return self._future(self._unknown(len(text), context.device), seen, cache)
+        if future is None:
+            xt = self._unknown(len(text), context.device)
+        else:
+            xt = rearrange(future, "b latent n -> b (latent n)")
+        return self._future(xt, seen, cache)
+
+    def noised(
+        self, future: Int[Tensor, "b latent n"], ratio: Float[Tensor, " b"], generator: torch.Generator | None = None
+    ) -> Int[Tensor, "b latent n"]:
+        """Returns the future with that share of its tokens masked, a sample's own."""
+        xt, _ = mask_tokens(rearrange(future, "b latent n -> b (latent n)"), self.future.mask_id, ratio, generator)
+        return rearrange(xt, "b (latent n) -> b latent n", latent=self.config.latents)
 
     @torch.no_grad()
     def sample(
@@ -146,15 +164,48 @@ class DiscreteDiffusionPredictor(nn.Module):
         steps: int = 8,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        *,
+        order: Order = "confidence",
+        remask: float = 0.0,
+        guidance: float = 1.0,
+        known: Int[Tensor, "b latent n"] | None = None,
+        watch: Callable[[Int[Tensor, "b latent n"]], None] | None = None,
     ) -> Int[Tensor, "b latent n"]:
-        """Returns foretold tokens, decoded in parallel over ``steps`` passes; temperature 0 takes the likeliest."""
+        """Returns foretold tokens, decoded in parallel over ``steps`` passes; temperature 0 takes the likeliest.
+
+        Args:
+            context: what was seen.
+            text: what shall happen.
+            steps: passes at most.
+            temperature: of the draws.
+            generator: of the draws.
+            order: in which tokens are set; see ``parallel_decode``.
+            remask: share of the tokens set that each pass takes back; see ``parallel_decode``.
+            guidance: 1 is none; more pushes what is foretold away from what would be foretold without the sentence
+                (twice the cost).
+            known: tokens of the future that are given, [MASK] for the others: in-painting.
+            watch: shown the tokens before each pass, for a film of the denoising.
+        """
         cache, seen = self.observe(context, text)
-        unknown = self._unknown(len(text), context.device)
+        free = self.observe(context, torch.zeros_like(text)) if guidance != 1.0 else None
+        latents = self.config.latents
+
+        def logits(xt: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:
+            if watch is not None:
+                watch(rearrange(xt, "b (latent n) -> b latent n", latent=latents))
+            told = self.logits(xt, seen, cache)
+            if free is None:
+                return told
+            untold = self.logits(xt, free[1], free[0])
+            return untold + guidance * (told - untold)
+
+        start = self._unknown(len(text), context.device) if known is None else known.flatten(1)
+        rows, columns = self.config.grid
         tokens = parallel_decode(
-            lambda xt: self.logits(xt, seen, cache),
-            unknown, self.future.mask_id, steps, temperature=temperature, generator=generator,
+            logits, start, self.future.mask_id, steps,
+            order=order, temperature=temperature, generator=generator, grid=(latents, rows, columns), remask=remask,
         )  # fmt: skip
-        return rearrange(tokens, "b (latent n) -> b latent n", latent=self.config.latents)
+        return rearrange(tokens, "b (latent n) -> b latent n", latent=latents)
 
     def _unknown(self, batch: int, device: torch.device) -> Int[Tensor, "b n"]:
         count = self.config.latents * self.config.grid[0] * self.config.grid[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ideomotor.data.transforms import color_jitter, random_shift
 from ideomotor.data.windows import WindowConfig
+from ideomotor.diffusion.discrete import cosine_ratio
 from ideomotor.layers.conv import PixelStemConfig
 from ideomotor.layers.transformer import TransformerConfig
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
@@ -27,6 +29,9 @@ from ideomotor.types import Borrowed, Clip, Losses
 
 TextEncoder = Callable[[Sequence[str]], Float[Tensor, "b d"]]
 VIEW = "main"  # the one camera of this system, whatever a data set calls it
+Dial = Literal["none", "features", "half", "full"]
+"""The imagine dial: no foresight; that of one pass over an unknown future; of a future decoded in half of
+``imagine_steps`` passes; of one decoded in all of them, as a video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,9 @@ class VPDD:
         imagine_steps: denoising passes for the tokens of an imagined video.
         shift: pixels by which the policy's pictures are moved at random in training.
         jitter: strength of random colour changes in training, 0 for none.
+        reveal: share of fine-tuning samples that are shown a part of the true future, so that the policy can also act
+            on a future that is wholly or partly decoded.
+        dial: how far the policy imagines before it acts: see ``Dial``.
         save_every: training steps after which a stage's state is saved.
         text: "sentence" (the packaged MiniLM, 384 wide), "hashed" (no weights; for tests), or a folder with CLIP
             in the transformers layout (its projection_dim is then ``text_width`` of predictor and policy).
@@ -67,13 +75,17 @@ class VPDD:
     imagine_steps: int = 8
     shift: int = 4
     jitter: float = 0.0
+    reveal: float = 0.2
+    dial: Dial = "features"
     save_every: int = 200
     text: str = "sentence"
     tokenizer: VQVAE3DConfig = field(default_factory=VQVAE3DConfig)
     predictor: DiscreteDiffusionPredictorConfig = field(
         default_factory=lambda: DiscreteDiffusionPredictorConfig(trunk=TransformerConfig(width=192, layers=4, heads=4))
     )
-    policy: DiscreteDiffusionPolicyConfig = field(default_factory=DiscreteDiffusionPolicyConfig)
+    policy: DiscreteDiffusionPolicyConfig = field(
+        default_factory=lambda: DiscreteDiffusionPolicyConfig(foresight_dropout=0.1)
+    )
     # A window is two clips of the tokenizer, its context and its horizon: 16 windows are 32 clips.
     tokenizer_stage: Stage = field(
         default_factory=lambda: Stage(steps=600, batch=16, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True))
@@ -150,9 +162,11 @@ class ActionDenoising(nn.Module):
         context: int,
         shift: int,
         jitter: float,
+        reveal: float = 0.0,
     ) -> None:
         super().__init__()
         self.policy, self.text, self.context, self.shift, self.jitter = policy, text, context, shift, jitter
+        self.reveal = reveal
         self.predictor = None if predictor is None else Borrowed(predictor)
         self.tokenizer = None if tokenizer is None else Borrowed(tokenizer)
 
@@ -164,7 +178,7 @@ class ActionDenoising(nn.Module):
         features = None
         if self.predictor is not None and self.tokenizer is not None:
             with torch.no_grad():
-                features = foresight(clip, self.tokenizer.module, self.predictor.module, text)
+                features = self._foresight(clip, text)
         chance = torch.default_generator  # the learner seeds it anew at every step
         newest = clip.frames[VIEW][:, : self.context][
             :, -self.policy.config.stem.frames :
@@ -173,6 +187,20 @@ class ActionDenoising(nn.Module):
         if self.jitter > 0:
             frames = color_jitter(frames, self.jitter, self.jitter, self.jitter, chance)
         return self.policy.loss(frames, features, text, clip.actions, clip.action_mask, clip.proprio)
+
+    def _foresight(self, clip: Clip, text: Float[Tensor, "b d"]) -> Float[Tensor, "b m d"]:
+        """The features of an unknown future; for some samples (``reveal``) of one that is partly known."""
+        assert self.predictor is not None and self.tokenizer is not None
+        predictor = self.predictor.module
+        if self.reveal == 0:
+            return foresight(clip, self.tokenizer.module, predictor, text)
+        latents = predictor.config.context_latents
+        tokens = tokens_of(clip, self.tokenizer.module)
+        shown = torch.rand(len(text)) < self.reveal
+        ratio = torch.where(shown, cosine_ratio(torch.rand(len(text))), 1.0)
+        return predictor.features(
+            tokens[:, :latents], text, predictor.noised(tokens[:, latents:], ratio.to(tokens.device))
+        )
 
 
 def tokens_of(clip: Clip, tokenizer: VQVAE3D) -> Int[Tensor, "b latent n"]:
@@ -186,16 +214,24 @@ def foresight(
     clip: Clip, tokenizer: VQVAE3D, predictor: DiscreteDiffusionPredictor, text: Float[Tensor, "b d"]
 ) -> Float[Tensor, "b m d"]:
     """Returns the predictor's features of the clip's context: one pass, before any future token is drawn."""
+    return predictor.features(context_tokens(clip, tokenizer, predictor), text)
+
+
+def context_tokens(clip: Clip, tokenizer: VQVAE3D, predictor: DiscreteDiffusionPredictor) -> Int[Tensor, "b latent n"]:
+    """Returns the tokens of the clip's context, from the cache where it has them."""
     latents = predictor.config.context_latents
     if clip.tokens is not None:
-        context = clip.tokens[VIEW][:, :latents].long()
-    else:
-        context = tokenizer.encode(clip.frames[VIEW][:, : latents * tokenizer.frames_per_latent])
-    return predictor.features(context, text)
+        return clip.tokens[VIEW][:, :latents].long()
+    return tokenizer.encode(clip.frames[VIEW][:, : latents * tokenizer.frames_per_latent])
 
 
 class VPDDAgent:
-    """Acts: frames and a sentence in, a chunk of actions out; and shows what it foresees."""
+    """Acts: frames and a sentence in, a chunk of actions out; and shows what it foresees.
+
+    Attributes:
+        dial: how far it imagines before it acts; may be turned at any time.
+        imagined: the video of the last call, where the dial is at "full".
+    """
 
     def __init__(
         self,
@@ -206,6 +242,8 @@ class VPDDAgent:
         text: TextEncoder,
     ) -> None:
         self.config, self.policy, self.predictor, self.tokenizer, self.text = config, policy, predictor, tokenizer, text
+        self.dial: Dial = config.dial
+        self.imagined: UInt8[Tensor, "b t c h w"] | None = None
         for module in (policy, predictor, tokenizer):
             if module is not None:
                 module.eval()
@@ -217,12 +255,21 @@ class VPDDAgent:
         context = context.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.finetune_stage.optim.bf16):
             text = self.text(context.text).to(device)
-            features = None
-            if self.predictor is not None and self.tokenizer is not None:
-                features = foresight(context, self.tokenizer, self.predictor, text)
             return self.policy.sample(
-                context.frames[VIEW], features, text, context.proprio, steps=self.config.action_steps
+                context.frames[VIEW], self._foresight(context, text), text, context.proprio, self.config.action_steps
             ).float()
+
+    def _foresight(self, context: Clip, text: Float[Tensor, "b d"]) -> Float[Tensor, "b m d"] | None:
+        if self.predictor is None or self.tokenizer is None or self.dial == "none":
+            return None
+        seen, future = context_tokens(context, self.tokenizer, self.predictor), None
+        if self.dial != "features":
+            steps = self.config.imagine_steps
+            future = self.predictor.sample(seen, text, steps if self.dial == "full" else max(1, steps // 2))
+        if self.dial == "full":
+            assert future is not None
+            self.imagined = self.tokenizer.decode(future, self.predictor.config.grid)
+        return self.predictor.features(seen, text, future)
 
 
 @torch.inference_mode()
@@ -265,7 +312,7 @@ def tiny() -> VPDD:
         tokenizer=VQVAE3DConfig(widths=(16, 16), blocks=1, levels=(5, 5, 5)),
         predictor=DiscreteDiffusionPredictorConfig(vocab=125, grid=(4, 4), trunk=trunk),
         policy=DiscreteDiffusionPolicyConfig(
-            bins=16, features=(4, 32), pixels=32, squeeze=8, read_tokens=2, noisings=2,
+            bins=16, features=(4, 32), pixels=32, squeeze=8, read_tokens=2, noisings=2, foresight_dropout=0.1,
             stem=PixelStemConfig(widths=(16, 16)), trunk=replace(trunk, dropout=0.0),
         ),
         tokenizer_stage=stage, pretrain_stage=stage, finetune_stage=stage,

@@ -142,7 +142,14 @@ def finetune(
         )
     policy.bins.fit(actions)
     objective = ActionDenoising(
-        policy, predictor, tokenizer, text_encoder(config), config.window.context, config.shift, config.jitter
+        policy,
+        predictor,
+        tokenizer,
+        text_encoder(config),
+        config.window.context,
+        config.shift,
+        config.jitter,
+        config.reveal,
     )
     _fit(objective, config.finetune_stage, clips, run)
     if tokenizer is not None and predictor is not None:
