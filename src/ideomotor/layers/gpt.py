@@ -8,6 +8,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ideomotor.layers.linear import Linear
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
@@ -32,8 +34,8 @@ class CausalAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x: Float[Tensor, "b n d"], last: int) -> Float[Tensor, "b last d"]:
         """Returns what the ``last`` positions read."""
@@ -59,7 +61,7 @@ class CausalBlock(nn.Module):
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.attention = CausalAttention(config)
         self.feed_forward = nn.Sequential(
-            nn.Linear(config.width, config.inner), nn.Mish(), nn.Linear(config.inner, config.width)
+            Linear(config.width, config.inner), nn.Mish(), Linear(config.inner, config.width)
         )
         self.dropout = nn.Dropout(config.dropout)
 

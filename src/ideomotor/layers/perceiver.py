@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ideomotor.layers.linear import Linear
+
 
 class LatentAttention(nn.Module):
     """One narrow head that reads ``context``; both sides are normalised first, nothing is added afterwards.
@@ -16,9 +18,9 @@ class LatentAttention(nn.Module):
         self.dropout = dropout
         self.norm = nn.LayerNorm(width)
         self.norm_context = nn.LayerNorm(width) if cross else None
-        self.query = nn.Linear(width, head_width, bias=False)
-        self.key_value = nn.Linear(width, 2 * head_width, bias=False)
-        self.out = nn.Linear(head_width, width)
+        self.query = Linear(width, head_width, bias=False)
+        self.key_value = Linear(width, 2 * head_width, bias=False)
+        self.out = Linear(head_width, width)
 
     def forward(
         self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m d"] | None = None
@@ -41,9 +43,9 @@ class GatedFeedForward(nn.Module):
     def __init__(self, width: int, expansion: int = 4) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.value = nn.Linear(width, expansion * width)
-        self.gate = nn.Linear(width, expansion * width)
-        self.out = nn.Linear(expansion * width, width)
+        self.value = Linear(width, expansion * width)
+        self.gate = Linear(width, expansion * width)
+        self.out = Linear(expansion * width, width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Returns the refined vectors."""

@@ -6,10 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ideomotor.layers.linear import Linear
+
 
 def two_layers(before: int, hidden: int, after: int) -> nn.Sequential:
     """Returns linear, Mish, linear: the small network that VPDD's published code uses wherever it needs one."""
-    return nn.Sequential(nn.Linear(before, hidden), nn.Mish(), nn.Linear(hidden, after))
+    return nn.Sequential(Linear(before, hidden), nn.Mish(), Linear(hidden, after))
 
 
 def sinusoid(step: Int[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ideomotor.layers.gpt import GPT, GPTConfig
+from ideomotor.layers.linear import Linear
 from ideomotor.layers.step_text import StepTextEmbedding, two_layers
 
 
@@ -51,7 +52,7 @@ class GPTDiffusionPolicy(nn.Module):
         super().__init__()
         self.config = config
         width = config.trunk.width
-        self.action = nn.Sequential(nn.Linear(1, width), nn.Mish(), *two_layers(width, width, width))
+        self.action = nn.Sequential(Linear(1, width), nn.Mish(), *two_layers(width, width, width))
         self.embedding = StepTextEmbedding(width, config.text_width, config.places)
         self.trunk = GPT(config.trunk)
         self.heads = nn.ModuleList(two_layers(width, width, config.classes) for _ in range(config.action_width))

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ideomotor.layers.gpt import GPT, GPTConfig
+from ideomotor.layers.linear import Linear
 from ideomotor.layers.step_text import StepTextEmbedding, two_layers
 
 _SLOPE = 0.02  # of LeakyReLU below 0
@@ -69,8 +70,8 @@ class MultiviewGPTPolicy(nn.Module):
         super().__init__()
         self.config = config
         width, channels = config.trunk.width, config.channels
-        self.state = nn.Sequential(nn.Linear(config.state_width, width), nn.LeakyReLU(_SLOPE))
-        self.views = nn.Sequential(nn.Linear(config.view_width, width), nn.Mish(), *two_layers(width, width, width))
+        self.state = nn.Sequential(Linear(config.state_width, width), nn.LeakyReLU(_SLOPE))
+        self.views = nn.Sequential(Linear(config.view_width, width), nn.Mish(), *two_layers(width, width, width))
         self.pixels = nn.Sequential(
             nn.Conv2d(3, channels, 1),
             nn.LeakyReLU(_SLOPE),
@@ -84,7 +85,7 @@ class MultiviewGPTPolicy(nn.Module):
         self.trunk = GPT(config.trunk)
         self.translation = two_layers(width, width, config.classes)
         self.rotation = two_layers(width, width, config.classes)
-        self.gripper = nn.Linear(width, config.classes)
+        self.gripper = Linear(width, config.classes)
 
     def observe(
         self,

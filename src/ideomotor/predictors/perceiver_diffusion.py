@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ideomotor.layers.linear import Linear
 from ideomotor.layers.perceiver import LatentAttention, LatentBlock
 from ideomotor.layers.step_text import StepTextEmbedding, two_layers
 
@@ -68,13 +69,13 @@ class PerceiverDiffusionPredictor(nn.Module):
         self.history = nn.Sequential(
             nn.LayerNorm(config.code_width), *two_layers(config.code_width, 2 * config.code_width, width)
         )
-        self.future = nn.Linear(config.code_width, width)
+        self.future = Linear(config.code_width, width)
         self.embedding = StepTextEmbedding(width, config.text_width, config.places)
         self.latents = nn.Parameter(torch.randn(config.latents, width))
         self.read = LatentBlock(width, head_width, dropout, cross=True)
         self.think = nn.ModuleList(LatentBlock(width, head_width, dropout) for _ in range(config.blocks))
         self.answer = LatentAttention(width, head_width, cross=True)
-        self.head = nn.Linear(width, config.codes)
+        self.head = Linear(width, config.codes)
 
     def borrow_codes(self, codes: Float[Tensor, "k d"]) -> None:
         """Copies the tokenizer's code vectors, which this network reads and never trains.
