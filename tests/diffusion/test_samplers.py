@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ideomotor.diffusion.discrete import MaskReplace, log_one_hot
-from ideomotor.diffusion.samplers import ancestral, draw, guide, halton_ranks, parallel_decode, truncate
+from ideomotor.diffusion.samplers import ancestral, decoding_nll, draw, guide, halton_ranks, parallel_decode, truncate
 from ideomotor.diffusion.schedule import Vocabulary, hybrid_schedule
 
 K, N, DRAWS = 3, 3, 20_000
@@ -238,3 +238,20 @@ def test_ancestral_keeps_what_is_given(generator):
     assert x[given].equal(start[given])
     assert (x[:, :4] < 3).all()
     assert ((x[:, 4:] == 3) | (x[:, 4:] == 4)).all()
+
+
+def test_what_decoding_spends_on_a_sample_is_its_likelihood(joint, generator):
+    """One token a call is the chain rule, exact in any order; one call in all is a product of marginals."""
+    network = conditionals(joint)
+    x0 = torch.tensor(list(itertools.product(range(K), repeat=N)))
+    for seed in range(3):
+        spent = decoding_nll(network, x0, MASK, N, torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(spent * N, -joint.flatten().log())
+    marginals = [joint.sum([a for a in range(N) if a != axis]) for axis in range(N)]
+    wanted = -sum(marginals[axis][x0[:, axis]].log() for axis in range(N))
+    torch.testing.assert_close(decoding_nll(network, x0, MASK, 1) * N, wanted)
+    # On average over the joint, more calls are never worse.
+    mean = [float((decoding_nll(network, x0, MASK, k, generator) * joint.flatten()).sum()) for k in (1, 2, 3)]
+    assert mean[0] >= mean[1] - 0.05 and mean[2] <= mean[0]
+    with pytest.raises(ValueError, match="at least 1"):
+        decoding_nll(network, x0, MASK, 0)

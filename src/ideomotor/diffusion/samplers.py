@@ -140,6 +140,33 @@ def parallel_decode(
     return x.clone() if rounds == 0 else x
 
 
+@torch.no_grad()
+def decoding_nll(
+    logits: Callable[[Int[Tensor, "b n"]], Float[Tensor, "b n k"]],
+    x0: Int[Tensor, "b n"],
+    mask_id: int,
+    steps: int,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, " b"]:
+    """Returns the nats a token, averaged over each sample, that parallel decoding in ``steps`` calls spends on ``x0``.
+
+    It is the exact negative log-likelihood of the sampler with random order and temperature 1: the tokens of a call are
+    foretold independently, given all earlier ones. As many steps as tokens give the network's own chain rule.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; wanted at least 1")
+    rank = uniform(x0.shape, generator, x0.device).argsort(dim=1).argsort(dim=1)
+    total = torch.full((len(x0),), x0.shape[1], device=x0.device)
+    left, spent = total, torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    for step in range(1, min(steps, x0.shape[1]) + 1):
+        told = logits(x0.masked_fill(rank >= (total - left)[:, None], mask_id)).double().log_softmax(-1)
+        keep = _masks_left(total, left, step, steps)
+        now = (rank >= (total - left)[:, None]) & (rank < (total - keep)[:, None])
+        spent -= (told.gather(2, x0[..., None])[..., 0] * now).sum(1)
+        left = keep
+    return spent / total
+
+
 def draw(
     probabilities: Float[Tensor, "m k"], top_p: float = 1.0, generator: torch.Generator | None = None
 ) -> Int[Tensor, " m"]:
