@@ -30,6 +30,7 @@ def folder(shared):
 
 
 def close(got, wanted, atol):
+    got = got.detach()
     torch.testing.assert_close(got, wanted, atol=atol, rtol=0.0)
 
 
@@ -56,20 +57,29 @@ def policy_of(state):
     return policy.eval()
 
 
-@torch.inference_mode()
-def test_the_video_model(folder):
+@pytest.mark.parametrize("gradients", [False, True])  # linear maps are computed in another way without them
+def test_the_video_model(folder, gradients):
     data = load_file(folder / "p_theta1_tiny.safetensors")
-    predictor = predictor_of(below("state.", data), (6, 6))
+    predictor = predictor_of(below("state.", data), (6, 6)).requires_grad_(gradients)
+    with torch.set_grad_enabled(gradients):
+        check_tiny_video(data, predictor)
+
+
+def check_tiny_video(data, predictor):
     seen = predictor.observe(data["history_tokens"].flatten(1), data["text"])
     features = predictor.features(data["future_tokens"].flatten(1), data["t"], seen)
     close(features, data["features"], 1e-5)
     close(predictor.logits(features), data["logits"], 1e-5)
 
 
-@torch.inference_mode()
-def test_the_metaworld_head(folder):
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_metaworld_head(folder, gradients):
     data = load_file(folder / "p_theta2_metaworld_tiny.safetensors")
-    policy = policy_of(below("state.", data))
+    with torch.set_grad_enabled(gradients):
+        check_tiny_head(data, policy_of(below("state.", data)))
+
+
+def check_tiny_head(data, policy):
     text = policy.observe(data["text"])
     for tokens, logits in (
         ("", ""),

@@ -25,6 +25,8 @@ from ideomotor.systems.vpdd_published import (
 from ideomotor.systems.vpdd_published_agent import PublishedAgent
 from ideomotor.tokenizers.axial_vqvae import AxialVQVAE, AxialVQVAEConfig
 from ideomotor.training.config import config_from_json, config_to_json
+from ideomotor.training.learner import Learner
+from ideomotor.training.optim import OptimConfig
 from ideomotor.types import Clip
 
 WIDTH = 16
@@ -132,6 +134,32 @@ def overfit(objective: nn.Module, steps: int, term: str) -> tuple[float, float]:
         objective(clip()).total.backward()
         optimizer.step()
     return first, measured()
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_resumed_training_ends_at_the_same_bits(kind: str) -> None:
+    def learner() -> Learner:
+        config = small()
+        tokenizer, predictor, policy, bins = networks(config)
+        objective = (
+            UnifiedVideoDenoising(config, predictor, tokenizer, HashedWords())
+            if kind == "pretrain"
+            else UnifiedActionDenoising(config, policy, predictor, tokenizer, HashedWords(), bins)
+        )
+        return Learner(objective, OptimConfig(lr=1e-3, accumulate=2, ema=0.9), steps=4)
+
+    straight, paused, resumed = learner(), learner(), learner()
+    for _ in range(4):
+        metrics = straight.update(clip())
+    assert {key.split("/")[-1] for key in metrics} >= {"loss", "video", "action"}
+    for _ in range(2):
+        paused.update(clip())
+    resumed.load_state(paused.state())
+    for _ in range(2):
+        resumed.update(clip())
+    wanted, found = straight.state().tensors, resumed.state().tensors
+    assert wanted.keys() == found.keys() and all(value.equal(found[key]) for key, value in wanted.items())
+    assert int(found["weights.times.count"].sum()) == 16
 
 
 def test_clips_that_do_not_fit_are_named() -> None:

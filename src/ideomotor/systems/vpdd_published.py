@@ -153,7 +153,7 @@ def unified_loss(
         parts = (loss.main + weight[:, None] * loss.auxiliary) / probability[:, None] / x0.numel()  # b n
         video, actions = parts.split([config.predictor.tokens, x0.shape[1] - config.predictor.tokens], 1)
         first = (config.first_weight - 1) * actions[:, :4].sum()
-    terms = {"loss": loss.total.detach(), "video": video.sum(), "action": actions.sum() + first}
+    terms = {"video": video.sum(), "action": actions.sum() + first}
     return Losses(total=loss.total, terms=terms), loss.main.detach().sum(1)
 
 
