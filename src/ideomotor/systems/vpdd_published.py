@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -90,6 +90,7 @@ class PublishedVPDD:
         return MaskReplace(vocabulary, schedule, layout, published=self.as_coded)
 
 
+@runtime_checkable
 class ActionCodec(Protocol):
     """Actions to ids of bins and back; ``QuantileBins`` is one."""
 
