@@ -45,15 +45,21 @@ class Clip:
 
         accelerate moves only what has this very signature; without it a clip would silently stay on the CPU.
         """
+        return self._changed(lambda value: value.to(device, non_blocking=non_blocking))
 
-        def move(value: Any) -> Any:
+    def pin_memory(self) -> Clip:
+        """Returns the clip in page-locked memory, from which ``to(non_blocking=True)`` copies while a GPU computes."""
+        return self._changed(lambda value: value.pin_memory())
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Clip:
+        def changed(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.to(device, non_blocking=non_blocking)
+                return change(value)
             if isinstance(value, Mapping):
-                return {name: move(item) for name, item in value.items()}
+                return {name: changed(item) for name, item in value.items()}
             return value
 
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{f.name: changed(getattr(self, f.name)) for f in fields(self)})
 
     def split(self, context: int) -> tuple[Clip, Clip]:
         """Returns what is seen (the first ``context`` frames, and the state) and what is to be foretold (the rest,

@@ -158,6 +158,15 @@ def with_signal(dataset: Dataset, number: int, **signals: object) -> Dataset:
     return replace(dataset, episodes=tuple(episodes))
 
 
+def test_batches_may_be_pinned(monkeypatch: pytest.MonkeyPatch):
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    plain, clip = (take(ClipLoader(mixed(), 4, seed=0, pin=pin), 1)[0] for pin in (False, True))
+    assert same(plain, clip)
+    held = [*clip.frames.values(), clip.actions, clip.action_mask, clip.proprio]
+    assert {id(tensor) for tensor in held if tensor is not None} <= {id(tensor) for tensor in pinned}
+
+
 def test_damaged_actions_are_named():
     dataset = synthetic_dataset(3, 9, 8)
     broken = np.zeros((9, 2), np.float32)

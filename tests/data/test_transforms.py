@@ -5,6 +5,7 @@ import torch
 
 from ideomotor.data.transforms import (
     AugmentConfig,
+    _gathered,
     adjust_color,
     augment,
     bilinear,
@@ -31,6 +32,11 @@ def test_shift_matches_pad_and_crop(video: torch.Tensor):
     for sample, (down, right), result in zip(video, moves.tolist(), moved, strict=True):
         padded = torch.nn.functional.pad(sample.float(), (5, 5, 5, 5), mode="replicate")
         assert torch.equal(padded[..., 5 - down : 18 - down, 5 - right : 22 - right].byte(), result)
+
+
+def test_a_gpu_shifts_alike(video: torch.Tensor):
+    moves = torch.tensor([[0, 0], [3, -2], [-4, 5], [-12, 16]])
+    assert torch.equal(_gathered(video, moves), shift(video, moves))
 
 
 def test_random_shift_moves_all_frames_of_a_sample_alike(generator: torch.Generator):

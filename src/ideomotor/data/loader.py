@@ -41,6 +41,7 @@ class ClipLoader:
         actions: False for video that may not have any: clips then have neither actions nor ``proprio``. With actions
             they have ``proprio`` where every episode of every source recorded it.
         prefetch: batches made ahead by a thread; 0 makes each when it is asked for.
+        pin: makes them in page-locked memory, for a GPU.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ClipLoader:
         token_cache: TokenCache | Sequence[TokenCache] | None = None,
         actions: bool = True,
         prefetch: int = 2,
+        pin: bool = False,
     ) -> None:
         """Reads the actions and states of every episode, and no frame.
 
@@ -77,7 +79,7 @@ class ClipLoader:
         self._with_proprio = all(reader.states is not None for reader in self._readers)
         self.mixture = Mixture([s.weight for s in sources], [len(reader.index) for reader in self._readers], seed)
         self.batch_size, self.world_size, self.rank, self.start = batch_size, world_size, rank, start
-        self._prefetch = prefetch
+        self._prefetch, self._pin = prefetch, pin
 
     def __iter__(self) -> Iterator[Clip]:
         """Yields this rank's part of the batches of steps ``start``, ``start + 1``, ... for ever.
@@ -107,7 +109,8 @@ class ClipLoader:
             mine = np.flatnonzero(numbers == number)
             parts.append(self._readers[number].read(windows[mine], self._with_proprio))
             rows.append(mine)
-        return _joined(parts, np.concatenate(rows))
+        clip = _joined(parts, np.concatenate(rows))
+        return clip.pin_memory() if self._pin else clip
 
 
 class _SourceReader:

@@ -100,10 +100,14 @@ class HashedWords:
 
     def __init__(self, width: int = 384) -> None:
         self.width = width
+        self.known: dict[str, Float[Tensor, " d"]] = {}
 
     def __call__(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
         """Returns a unit vector a sentence; "" gives the zero vector."""
-        return torch.stack([self._encode(sentence) for sentence in sentences])
+        for sentence in dict.fromkeys(sentences):
+            if sentence not in self.known:
+                self.known[sentence] = self._encode(sentence)
+        return torch.stack([self.known[sentence] for sentence in sentences])
 
     def _encode(self, sentence: str) -> Float[Tensor, " d"]:
         total = torch.zeros(self.width)

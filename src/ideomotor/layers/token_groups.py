@@ -4,6 +4,7 @@ A video's 2 x 2 neighbouring tokens, or the dimensions of one action, share a po
 times shorter, while masking and sampling still go token by token.
 """
 
+import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ class TokenGroups(nn.Module):
 
     def embed(self, tokens: Int[Tensor, "b n group"]) -> Float[Tensor, "b n d"]:
         """Returns one vector a position: the sum over its tokens, each place with a table of its own."""
-        tables = tokens.new_tensor([place * (self.vocab + 1) for place in range(self.group)])
+        # Counted on the device: a list of numbers would be copied there, and a copy waits for all work before it.
+        tables = torch.arange(self.group, device=tokens.device) * (self.vocab + 1)
         return self.embedding(tokens + tables).sum(2)
 
     def logits(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b n group vocab"]:

@@ -115,6 +115,7 @@ def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: in
         if not run.finished:
             sources = open_sources(video, model, model.pretrain_stage)
             sources.note(run.dir)
+            tokenizer.to(run.device)
             pretrain(
                 model,
                 tokenized(
@@ -128,6 +129,7 @@ def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: in
         if not run.finished:
             shown = demonstrations(out, model)
             shown.note(run.dir)
+            tokenizer.to(run.device)
             finetune(
                 model,
                 tokenized(shown.train, tokenizer, model, video.cache, actions=True, validation=shown.validation),

@@ -118,6 +118,7 @@ class TrainingClips(NamedTuple):
             with_frames=self.with_frames,
             token_cache=self.tokens,
             actions=self.actions,
+            pin=run.device.type == "cuda",
         )
 
 
@@ -179,10 +180,12 @@ def tokenized(
     actions: bool = False,
     validation: Sequence[Source] = (),
 ) -> TrainingClips:
-    """Returns the sources with the tokens of all windows to learn from; what is not cached yet is encoded (a bar)."""
+    """Returns the sources with the tokens of all windows to learn from; what is not cached yet is encoded (a bar).
+
+    It is encoded where the tokenizer lies: move it to the run's device first.
+    """
     tokenizer.eval()
     bf16 = config.tokenizer_stage.optim.bf16
-
     device = next(tokenizer.parameters()).device
 
     def encode(frames: UInt8[Tensor, "b t c h w"]) -> Int[Tensor, "b latent n"]:
@@ -200,7 +203,7 @@ def tokenized(
                     tokenizer=fingerprint(tokenizer, config.tokenizer) + "-bf16" * bf16,
                     vocab=tokenizer.vocab,
                     camera=source.camera_names()[VIEW],
-                    batch_size=64,
+                    batch_size=64 if device.type == "cpu" else 512,
                     progress=progress,
                 )
             )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import nn
 
 from ideomotor.data.formats import open_dataset
@@ -84,8 +85,8 @@ def open_run(
     return run
 
 
-def load_models(folder: Path) -> Models:
-    """Returns the models of a finished stage.
+def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
+    """Returns the models of a finished stage, on ``device``.
 
     Raises:
         ValueError: the folder is none of a VPDD stage, or the stage has not finished.
@@ -99,7 +100,7 @@ def load_models(folder: Path) -> Models:
         raise ValueError(f"{folder / 'vpdd.json'} cannot be read: {error}") from error
 
     def saved(name: str, cls: Callable[[Any], Model], config_cls: type) -> Model | None:
-        return load_model(folder / name, cls, config_cls) if (folder / name).is_dir() else None
+        return load_model(folder / name, cls, config_cls, device) if (folder / name).is_dir() else None
 
     tokenizer = saved("tokenizer", VQVAE3D, VQVAE3DConfig)
     predictor = saved("predictor", DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig)
@@ -181,6 +182,7 @@ def run_pretrain(data: DataOptions, config: VPDD, tokenizer_from: Path, out: Pat
         if not run.finished:
             sources = open_sources(data, config, config.pretrain_stage)
             sources.note(out)
+            tokenizer.to(run.device)
             pretrain(
                 config,
                 tokenized(
@@ -223,6 +225,7 @@ def run_finetune(
             sources.note(out)
             clips = TrainingClips(sources.train, sources.validation, actions=True)
             if tokenizer is not None:
+                tokenizer.to(run.device)
                 clips = tokenized(
                     sources.train, tokenizer, config, data.cache, actions=True, validation=sources.validation
                 )
@@ -281,25 +284,31 @@ def fitting_tokenizer(models: Models, config: VPDD, folder: Path) -> VQVAE3D:
     return tokenizer
 
 
-def load_agent(folder: Path) -> VPDDAgent:
-    """Returns the agent of a finished fine-tuning stage."""
-    config, tokenizer, predictor, policy = load_models(folder)
+def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPDDAgent:
+    """Returns the agent of a finished fine-tuning stage; it thinks on ``device``."""
+    config, tokenizer, predictor, policy = load_models(folder, device)
     if policy is None:
         raise ValueError(f"{folder} holds no policy: give the --out folder of `ideomotor vpdd finetune`")
     return VPDDAgent(config, policy, predictor, tokenizer, text_encoder(config))
 
 
 def evaluate(
-    folder: Path, tasks: Sequence[str], episodes: int, log: Path, workers: int = 2, **options: Any
+    folder: Path,
+    tasks: Sequence[str],
+    episodes: int,
+    log: Path,
+    workers: int = 2,
+    device: str | torch.device = "cpu",
+    **options: Any,
 ) -> list[EpisodeResult]:
-    """Rolls a fine-tuned policy out on held-out goals; see ``trials.roll_out`` for the options.
+    """Rolls a fine-tuned policy out on held-out goals, on ``device``; see ``trials.roll_out`` for the options.
 
     It looks through the camera that it was fine-tuned on, unless another is named.
 
     The log keeps the episodes under the policy's fingerprint, unless ``arm`` names it: another policy in the same
     folder is tried anew.
     """
-    agent = load_agent(folder)
+    agent = load_agent(folder, device)
     config, policy = agent.config, agent.policy
     view = View(
         camera=VIEW,
