@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from ideomotor.evaluation.video_metrics import SquaredError, moving_error, psnr, repeat_last, squared_error, ssim
+from ideomotor.evaluation.video_metrics import (
+    SquaredError,
+    masked_error,
+    moving_error,
+    psnr,
+    repeat_last,
+    squared_error,
+    ssim,
+)
 
 
 def video(generator, *shape):
@@ -42,6 +50,22 @@ def test_pooling_a_set_is_adding(generator):
     last = video(generator, 4, 1, 3, 8, 8)
     parts = [moving_error(truth[i : i + 1], imagined[i : i + 1], last[i : i + 1]) for i in range(4)]
     assert sum(parts, SquaredError()) == moving_error(truth, imagined, last)
+
+
+def test_masked_error_equals_a_loop_over_pixels(generator):
+    truth, imagined = video(generator, 2, 3, 3, 4, 5), video(generator, 2, 3, 3, 4, 5)
+    mask = torch.rand(2, 3, 4, 5, generator=generator) < 0.3
+    places = mask.nonzero().tolist()
+    total = sum(
+        (int(truth[b, t, c, row, column]) - int(imagined[b, t, c, row, column])) ** 2
+        for b, t, row, column in places
+        for c in range(3)
+    )
+    assert masked_error(truth, imagined, mask) == SquaredError(total, 3 * len(places))
+    assert masked_error(truth, imagined, torch.ones_like(mask)) == squared_error(truth, imagined)
+    for wrong in (mask.byte(), mask[:, :2]):
+        with pytest.raises(ValueError, match="wanted bool"):
+            masked_error(truth, imagined, wrong)
 
 
 def test_repeat_last_is_worse_than_the_truth_only_where_it_moves(generator):

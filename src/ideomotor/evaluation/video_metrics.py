@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -75,6 +75,19 @@ def moving_error(
     moving = (_difference(truth, last).abs() > threshold).any(dim=2, keepdim=True)  # b t 1 h w
     squares = _difference(truth, imagined).square() * moving
     return SquaredError(float(squares.sum(dtype=torch.int64)), int(moving.sum()) * truth.shape[2])
+
+
+def masked_error(
+    truth: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"], mask: Bool[Tensor, "b t h w"]
+) -> SquaredError:
+    """Returns the error over the pixels of a mask; with masks of the small objects its PSNR is the **object PSNR**."""
+    _check(truth, imagined)
+    if mask.dtype != torch.bool or mask.shape != (*truth.shape[:2], *truth.shape[3:]):
+        raise ValueError(
+            f"mask is {mask.dtype} of shape {tuple(mask.shape)} for frames {tuple(truth.shape)}; wanted bool `b t h w`"
+        )
+    squares = _difference(truth, imagined).square() * mask[:, :, None]
+    return SquaredError(float(squares.sum(dtype=torch.int64)), int(mask.sum()) * truth.shape[2])
 
 
 def repeat_last(context: UInt8[Tensor, "b context c h w"], horizon: int) -> UInt8[Tensor, "b horizon c h w"]:
