@@ -276,7 +276,7 @@ class VPDDEvaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Imagine:
-    """Writes a video: context | truth | imagination, from a clip and a sentence."""
+    """Writes a video from a clip and a sentence: the context, then truth | imagined futures | the first one's error."""
 
     model: tyro.conf.Positional[Path]
     """OUT of a VPDD pre-training (or fine-tuning) stage."""
@@ -296,6 +296,16 @@ class Imagine:
     """How many horizons are chained."""
     samples: int = 1
     """Imagined futures, drawn side by side; more than one draws them at temperature 1."""
+    guidance: float = 1.0
+    """How far the sentence pushes: 0 ignores it, 1 is as learned, 2 to 4 push harder (twice the cost)."""
+    steps: int | None = None
+    """Denoising passes a round; by default as in the model's settings."""
+    temperature: float | None = None
+    """Of the draws; 0 takes the likeliest tokens. By default 0 for one future, 1 for several."""
+    order: Literal["confidence", "halton", "random"] = "confidence"
+    """Which tokens are set first: the surest, those far from one another, or any."""
+    film: Path | None = None
+    """Also write the denoising film to this file: every pass, with grey blocks for tokens not known yet."""
     seed: int = 0
     """Seed of the draws."""
 
@@ -313,7 +323,12 @@ class Imagine:
             stride=self.stride,
             rounds=self.rounds,
             samples=self.samples,
+            steps=self.steps,
+            temperature=self.temperature,
+            order=self.order,
+            guidance=self.guidance,
             seed=self.seed,
+            film=self.film,
         )
         for line in summary:
             console.print(line, markup=False, highlight=False)

@@ -352,12 +352,13 @@ def test_imagine_writes_a_video(home: Path, tmp_path: Path, suffix: str, capsys:
     out = tmp_path / "new" / f"imagined.{suffix}"
     assert ideomotor("imagine", home / "pretrain", "--input", home / "data/video", "--out", out) == 0
     info = probe(out)
-    # Truth and imagination side by side, twice as large and framed: 4 frames of context, 4 foretold.
-    assert (info.frames, info.height, info.width) == (8, 72, 144)
+    # Truth, imagination and error side by side, twice as large and framed: 4 frames of context, 4 foretold.
+    assert (info.frames, info.height, info.width) == (8, 72, 216)
     frames = VideoFrames(out).read(range(8)).float()
-    blue, green, orange = frames[0, :, :, 1], frames[6, :, :, 1], frames[6, :, :, 142]
+    blue, green, orange, magenta = frames[0, :, :, 1], frames[6, :, :, 1], frames[6, :, :, 142], frames[6, :, :, 214]
     assert blue[2].mean() > blue[0].mean() + 50 and green[1].mean() > green[0].mean() + 50
     assert orange[0].mean() > orange[2].mean() + 50
+    assert min(magenta[0].mean(), magenta[2].mean()) > magenta[1].mean() + 50
     shown = capsys.readouterr().out
     assert str(out) in shown and "PSNR" in shown and 'text: "push the disc to the' in shown
 
@@ -367,7 +368,7 @@ def test_imagine_takes_its_options(home: Path, tmp_path: Path, capsys: pytest.Ca
     options = ("--samples", 2, "--rounds", 2, "--episode", "000003", "--start", 6, "--text", "dance", "--stride", 1)
     assert ideomotor("imagine", home / "finetune", "--input", video, "--out", out, *options) == 0
     info = probe(out)
-    assert (info.frames, info.height, info.width) == (12, 72, 216)
+    assert (info.frames, info.height, info.width) == (12, 72, 288)
     shown = capsys.readouterr().out
     assert "8 frames, 1 apart, from frame 6 of 000003" in shown and 'text: "dance"' in shown
     first = out.read_bytes()
@@ -375,6 +376,23 @@ def test_imagine_takes_its_options(home: Path, tmp_path: Path, capsys: pytest.Ca
     assert out.read_bytes() == first  # of a seed
     assert ideomotor("imagine", home / "finetune", "--input", video, "--out", out, *options, "--seed", 1) == 0
     assert out.read_bytes() != first
+
+
+def test_imagine_films_the_denoising(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, film = tmp_path / "x.mp4", tmp_path / "film.mp4"
+    sampling = ("--steps", 3, "--temperature", 0.5, "--order", "halton", "--guidance", 2)
+    for rounds in (1, 2):
+        words = ("--input", home / "data/video", "--out", out, "--film", film, "--rounds", rounds, *sampling)
+        assert ideomotor("imagine", home / "pretrain", *words) == 0
+        # The context; a round's 3 passes and its end, a horizon each; the whole future once more.
+        info = probe(film)
+        assert (info.frames, info.height, info.width) == (4 + rounds * 4 * 4 + rounds * 4, 72, 144)
+        assert f"{3 * rounds} passes" in capsys.readouterr().out
+        frames = VideoFrames(film).read(range(info.frames)).float()
+        last = VideoFrames(out).read([3 + 4 * rounds]).float()
+        assert (frames[-1, :, :, :144] - last[0, :, :, :144]).abs().mean() < 4  # it ends on what was imagined
+        unknown = frames[5, :, 8:64, 80:136]  # before the first pass nothing is known: all is grey
+        assert (unknown.amax(0) - unknown.amin(0)).mean() < 8
 
 
 def test_imagine_a_lone_file(home: Path, tmp_path: Path) -> None:
@@ -390,7 +408,13 @@ def test_imagine_a_lone_file(home: Path, tmp_path: Path) -> None:
         (("--start", 9999), "start is 9999; the clip has frames 0.."),
         (("--start", -1), "start is -1"),
         (("--rounds", 0), "rounds is 0"),
-        (("--samples", 0), "samples 0"),
+        (("--samples", 0), "samples is 0"),
+        (("--samples", 2, "--temperature", 0), "all of them would be the same: take a temperature above 0"),
+        (("--steps", 0), "steps is 0"),
+        (("--temperature", -1), "temperature is -1"),
+        (("--guidance", "nan"), "guidance is nan"),
+        (("--film", "film.xyz"), "choose one of .mp4"),
+        (("--film", "x.mp4"), "give the film a name of its own"),
         (("--out", "x.xyz"), "choose one of .mp4"),
         (("--stride", -3), "stride is -3"),
         (("--stride", 0), "stride is 0"),

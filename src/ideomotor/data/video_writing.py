@@ -57,11 +57,7 @@ def write_video(
         OSError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    container, codecs = _CONTAINERS.get(path.suffix.lower(), ("", ()))
-    codec = codec or (codecs[0] if codecs else None)
-    if codec is None or codec not in codecs:
-        known = ", ".join(f"{suffix} ({' or '.join(names)})" for suffix, (_, names) in _CONTAINERS.items())
-        raise ValueError(f"{path}: cannot hold {codec or 'video that we write'}; choose one of {known}")
+    container, codec = container_of(path, codec)
     if fps <= 0 or (codec == "gif" and fps > _FASTEST_GIF):
         raise ValueError(f"{fps} frames per second: wanted more than 0" + (", at most 50" if codec == "gif" else ""))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +70,20 @@ def write_video(
             raise OSError(error.errno, f"{error.strerror}; nothing was written", str(path)) from error
         raise
     return path
+
+
+def container_of(path: Path, codec: Codec | None = None) -> tuple[str, Codec]:
+    """Returns the container and the codec that the path's suffix stands for; asked early, it saves work in vain.
+
+    Raises:
+        ValueError: it stands for none that we write, or for one that cannot hold ``codec``.
+    """
+    container, codecs = _CONTAINERS.get(path.suffix.lower(), ("", ()))
+    codec = codec or (codecs[0] if codecs else None)
+    if codec is None or codec not in codecs:
+        known = ", ".join(f"{suffix} ({' or '.join(names)})" for suffix, (_, names) in _CONTAINERS.items())
+        raise ValueError(f"{path}: cannot hold {codec or 'video that we write'}; choose one of {known}")
+    return container, codec
 
 
 def encode_bytes(

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
-from einops import rearrange
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.mixture import Source
-from ideomotor.data.video_writing import encode_bytes, write_video
+from ideomotor.data.video_writing import container_of, encode_bytes, write_video
 from ideomotor.data.windows import WindowIndex, read_frames
+from ideomotor.diffusion.samplers import Order
 from ideomotor.evaluation.video_metrics import SquaredError, moving_error, repeat_last
+from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
+from ideomotor.systems.denoising_film import denoising_film
+from ideomotor.systems.panels import HOTTEST, comparison, enlarged
 from ideomotor.systems.sources import read_facts
 from ideomotor.systems.vpdd import VIEW, imagine
 from ideomotor.systems.vpdd_stages import Models, load_models, text_encoder
+from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.training.checkpoint import write_json
 from ideomotor.types import Episode
 
 FPS = 5.0  # of written videos: slow enough to compare
-FRAME = {"seen": (60, 120, 220), "truth": (60, 160, 80), "imagined": (225, 140, 30)}  # border colours, RGB
 
 
 def imagine_held_out(models: Models, sources: Sequence[Source], out: Path, clips: int = 200, shown: int = 6) -> None:
@@ -37,7 +42,10 @@ def imagine_held_out(models: Models, sources: Sequence[Source], out: Path, clips
     """
     frames, texts, names = _spread(sources, clips)
     config, context = models.config, models.config.window.context
-    imagined = _imagine(models, frames[:, :context], texts)
+    tokenizer, predictor = _foretelling(models)
+    vectors = text_encoder(config)(texts)
+    parts = zip(frames[:, :context].split(32), vectors.split(32), strict=True)
+    imagined = torch.cat([imagine(config, tokenizer, predictor, seen, said) for seen, said in parts])
     truth, last = frames[:, context:], frames[:, context - 1 : context]
     ours = [moving_error(truth[i : i + 1], imagined[i : i + 1], last[i : i + 1]) for i in range(len(frames))]
     still = repeat_last(frames[:, :context], truth.shape[1])
@@ -50,7 +58,7 @@ def imagine_held_out(models: Models, sources: Sequence[Source], out: Path, clips
     for i in picked:
         name = f"clip-{i}"
         for part, video in (("context", frames[i, :context]), ("truth", truth[i]), ("imagination", imagined[i])):
-            (out / f"{name}-{part}.mp4").write_bytes(encode_bytes(_enlarged(video), FPS))
+            (out / f"{name}-{part}.mp4").write_bytes(encode_bytes(enlarged(video), FPS))
         rows.append(
             {
                 "file": name,
@@ -83,14 +91,30 @@ def imagine_file(
     stride: int | None = None,
     rounds: int = 1,
     samples: int = 1,
+    steps: int | None = None,
+    temperature: float | None = None,
+    order: Order = "confidence",
+    guidance: float = 1.0,
     seed: int = 0,
+    film: Path | None = None,
 ) -> list[str]:
-    """Writes a video of context and truth beside one or more imagined futures; returns lines that say what it shows.
+    """Writes a video of truth, imagined futures and the first one's error; returns lines that say what it shows.
+
+    ``temperature`` is 0 for one future and 1 for several unless it is given; ``film`` gets the denoising pass by pass.
 
     Raises:
-        ValueError: the model has no predictor, or the clip is too short.
+        ValueError: the model has no predictor, the clip is too short, or a setting makes no sense.
     """
+    if temperature is None:
+        temperature = float(samples > 1)
+    _check_sampling(samples, steps, temperature, order, guidance)
+    for path in (out, film):
+        if path is not None:
+            container_of(path)
+    if film is not None and film.resolve() == out.resolve():
+        raise ValueError(f"film and out are both {out}: give the film a name of its own")
     models = load_models(model)
+    tokenizer, predictor = _foretelling(models)
     config = models.config
     facts = next((facts for facts in read_facts(model) if facts.path == str(source.resolve())), None)
     if facts is not None and episode is None and facts.held_out:
@@ -102,31 +126,66 @@ def imagine_file(
     horizon = config.window.horizon * rounds
     if not 0 <= start < chosen.length:
         raise ValueError(f"start is {start}; the clip has frames 0..{chosen.length - 1}")
-    if min(rounds, samples, stride) < 1:
-        raise ValueError(f"rounds is {rounds}, samples {samples}, stride is {stride}; all start at 1")
+    if min(rounds, stride) < 1:
+        raise ValueError(f"rounds is {rounds}, stride is {stride}; both start at 1")
     back = [max(0, start - stride * k) for k in reversed(range(config.window.context))]
     ahead = [min(chosen.length - 1, start + stride * (k + 1)) for k in range(horizon)]
     camera = next(iter(chosen.frames)) if facts is None else facts.camera
     frames = read_frames(chosen, camera, back + ahead, (config.size, config.size))[None]
     said = chosen.text if text is None else text
     context, truth = frames[:, : len(back)], frames[:, len(back) :]
-    imagined = _imagine(
-        models, context.expand(samples, -1, -1, -1, -1), [said] * samples, rounds, float(samples > 1), seed
-    )
-    write_video(out, _panels(context[0], truth[0], imagined), FPS)
-    ended = start + stride * horizon - (chosen.length - 1)
-    error = moving_error(truth, imagined[:1], context[:, -1:])
-    still = moving_error(truth, repeat_last(context, horizon), context[:, -1:])
+    passes: list[Int[Tensor, "samples latent n"]] = []
+    futures = imagine(
+        config, tokenizer, predictor, context.expand(samples, -1, -1, -1, -1), text_encoder(config)([said] * samples),
+        rounds, temperature, torch.Generator().manual_seed(seed),
+        steps=steps, order=order, guidance=guidance, watch=passes.append if film else None,
+    )  # fmt: skip
+    write_video(out, comparison(context[0], truth[0], futures), FPS)
     lines = [
-        f"{out}: context (blue), truth (green) and {samples} imagined (orange); {horizon} frames, {stride} apart, "
-        f"from frame {start} of {chosen.id}",
+        f"{out}: context (blue), truth (green), {samples} imagined (orange), and the {'first ' * (samples > 1)}"
+        f"imagined one's error (magenta; black none, white {HOTTEST} of 255 or more); {horizon} frames, {stride} "
+        f"apart, from frame {start} of {chosen.id}",
         f'text: "{said}"',
     ]
+    if film is not None:
+        write_video(film, denoising_film(tokenizer, predictor, passes, context[0], truth[0], futures), FPS)
+        lines.append(f"{film}: the same futures as they are denoised, {len(passes)} passes; grey is not known yet")
+    return lines + _measured(context, truth, futures, start + stride * horizon - (chosen.length - 1))
+
+
+def _check_sampling(samples: int, steps: int | None, temperature: float, order: str, guidance: float) -> None:
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; wanted 1 or more")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps is {steps}; wanted 1 or more passes, or none for those of the model's settings")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature is {temperature}; wanted 0 (the likeliest future) or more, 1 draws as learned")
+    if order not in get_args(Order):
+        raise ValueError(f"order is {order!r}; wanted one of {', '.join(get_args(Order))}")
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise ValueError(f"guidance is {guidance}; wanted 0 (the sentence is ignored) or more, 1 is none")
+    if samples > 1 and temperature == 0 and order != "random":
+        raise ValueError(
+            f"samples is {samples} at temperature 0, and all of them would be the same: take a temperature above 0, "
+            "order random, or 1 sample"
+        )
+
+
+def _measured(
+    context: UInt8[Tensor, "1 t c h w"],
+    truth: UInt8[Tensor, "1 u c h w"],
+    futures: UInt8[Tensor, "samples u c h w"],
+    beyond: int,
+) -> list[str]:
+    """Lines on how far the first future is off; ``beyond`` frames of the truth lie behind the clip's end."""
+    error = moving_error(truth, futures[:1], context[:, -1:])
+    still = moving_error(truth, repeat_last(context, truth.shape[1]), context[:, -1:])
+    lines = []
     if error.count:
         lines.append(f"moving-pixel PSNR {error.psnr:.1f} dB; repeating the last frame {still.psnr:.1f} dB")
-    if ended > 0:
+    if beyond > 0:
         lines.append(
-            f"the clip ends {ended} frames before the horizon does: its last frame stands for them in the truth"
+            f"the clip ends {beyond} frames before the horizon does: its last frame stands for them in the truth"
         )
     return lines
 
@@ -144,25 +203,12 @@ def _find(source: Path, episode: str | None) -> Episode:
     )
 
 
-def _imagine(
-    models: Models,
-    context: UInt8[Tensor, "b t c h w"],
-    texts: Sequence[str],
-    rounds: int = 1,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> UInt8[Tensor, "b t c h w"]:
+def _foretelling(models: Models) -> tuple[VQVAE3D, DiscreteDiffusionPredictor]:
     if models.predictor is None or models.tokenizer is None:
         raise ValueError(
             "this model has no predictor, so it imagines nothing: give the --out folder of `ideomotor vpdd pretrain`"
         )
-    vectors = text_encoder(models.config)(texts)
-    generator = torch.Generator().manual_seed(seed)
-    parts = [
-        imagine(models.config, models.tokenizer, models.predictor, frames, vector, rounds, temperature, generator)
-        for frames, vector in zip(context.split(32), vectors.split(32), strict=True)
-    ]
-    return torch.cat(parts)
+    return models.tokenizer, models.predictor
 
 
 def _spread(sources: Sequence[Source], clips: int) -> tuple[UInt8[Tensor, "b t c h w"], list[str], list[str]]:
@@ -187,24 +233,3 @@ def _spread(sources: Sequence[Source], clips: int) -> tuple[UInt8[Tensor, "b t c
 
 def _pooled(errors: Sequence[SquaredError]) -> SquaredError:
     return sum(errors[1:], errors[0])
-
-
-def _enlarged(video: UInt8[Tensor, "t c h w"], times: int = 2) -> UInt8[Tensor, "t c h w"]:
-    return video.repeat_interleave(times, -1).repeat_interleave(times, -2)
-
-
-def _panels(
-    context: UInt8[Tensor, "t c h w"], truth: UInt8[Tensor, "u c h w"], imagined: UInt8[Tensor, "samples u c h w"]
-) -> UInt8[Tensor, "t c h w"]:
-    """Truth on the left, imaginations right of it; while the context plays, all show it, framed as seen."""
-    left = torch.cat([_framed(context, "seen"), _framed(truth, "truth")])
-    panels = [left] + [torch.cat([_framed(context, "seen"), _framed(video, "imagined")]) for video in imagined]
-    return rearrange(torch.stack(panels), "panels t c h w -> t c h (panels w)")
-
-
-def _framed(video: UInt8[Tensor, "t c h w"], kind: str) -> UInt8[Tensor, "t c h w"]:
-    large = _enlarged(video)
-    colour = torch.tensor(FRAME[kind], dtype=torch.uint8)[:, None, None]
-    framed = colour.expand(len(large), -1, large.shape[-2] + 8, large.shape[-1] + 8).clone()
-    framed[:, :, 4:-4, 4:-4] = large
-    return framed

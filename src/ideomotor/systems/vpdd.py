@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ideomotor.data.transforms import color_jitter, random_shift
 from ideomotor.data.windows import WindowConfig
 from ideomotor.diffusion.discrete import cosine_ratio
+from ideomotor.diffusion.samplers import Order
 from ideomotor.layers.conv import PixelStemConfig
 from ideomotor.layers.transformer import TransformerConfig
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
@@ -282,16 +283,45 @@ def imagine(
     rounds: int = 1,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    *,
+    steps: int | None = None,
+    order: Order = "confidence",
+    guidance: float = 1.0,
+    watch: Callable[[Int[Tensor, "b latent n"]], None] | None = None,
 ) -> UInt8[Tensor, "b t c h w"]:
-    """Returns imagined frames after the given context frames; each further round goes on from the last one's tokens."""
+    """Returns imagined frames after the given context frames; each further round goes on from the last one's tokens.
+
+    Args:
+        config: of the models; names the passes and the precision.
+        tokenizer: between frames and tokens.
+        predictor: what imagines.
+        frames: the context; earlier ones than the predictor looks at are left out.
+        text: what shall happen.
+        rounds: horizons, one after the other.
+        temperature: of the draws, 0 for the likeliest.
+        generator: of the draws.
+        steps: passes a round; ``config.imagine_steps`` by default.
+        order: in which tokens are set; see ``parallel_decode``.
+        guidance: how far the sentence pushes; see the predictor's ``sample``.
+        watch: shown all tokens before each pass, for a film: those seen, those of earlier rounds, and those of this
+            round, [MASK] where unknown.
+    """
     tokenizer.eval(), predictor.eval()
     latents = predictor.config.context_latents
     device = next(predictor.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=config.pretrain_stage.optim.bf16):
         tokens = tokenizer.encode(frames[:, -latents * tokenizer.frames_per_latent :].to(device))
         text = text.to(device)
+
+        def show(xt: Int[Tensor, "b latent n"]) -> None:
+            assert watch is not None
+            watch(torch.cat([tokens, xt], 1))
+
         for _ in range(rounds):
-            future = predictor.sample(tokens[:, -latents:], text, config.imagine_steps, temperature, generator)
+            future = predictor.sample(
+                tokens[:, -latents:], text, steps or config.imagine_steps, temperature, generator,
+                order=order, guidance=guidance, watch=None if watch is None else show,
+            )  # fmt: skip
             tokens = torch.cat([tokens, future], 1)
         return tokenizer.decode(tokens[:, latents:], predictor.config.grid).cpu()
 
