@@ -178,6 +178,43 @@ def test_cameras_are_separate_pictures_and_share_contexts(open_world):
     assert len(metaworld_render._canvases) == 2  # one for all that is far, one for what is near the robot
 
 
+@pytest.mark.parametrize("look", ["fast", "default"])
+@pytest.mark.parametrize("task", ["button-press-topdown", "drawer-open", "door-open", "window-open", "plate-slide"])
+def test_objects_are_few_pixels_and_move_when_moved(open_world, task, look):
+    env = open_world(task, look=look)
+    with pytest.raises(RuntimeError, match="reset"):
+        env.objects()
+    before = env.reset(options={"goal": 0})[0]["frames"]["corner2"]
+    mask = env.objects()["corner2"]
+    assert mask.shape == (96, 96) and mask.dtype == bool and 20 <= mask.sum() < 0.2 * mask.size
+    np.testing.assert_array_equal(env.observe()["frames"]["corner2"], before)  # a mask leaves no trace in the pictures
+    while not env.advance(env.expert_action())[1]:
+        pass
+    assert (env.objects()["corner2"] != mask).sum() >= 10
+
+
+def test_objects_mask_is_where_the_object_is_drawn(open_world):
+    env = open_world("push")
+    frame = env.reset(options={"goal": 3})[0]["frames"]["corner2"].astype(int)
+    mask = env.objects()["corner2"]
+    sim = env._sim
+    sim.model.geom_rgba[sim.model.geom("objGeom").id] = (0, 0, 1, 1)
+    sim.model.geom_matid[sim.model.geom("objGeom").id] = -1
+    changed = np.abs(env.observe()["frames"]["corner2"] - frame).max(0) > 60
+    assert changed.sum() >= 5 and (changed & mask).sum() > 0.8 * (changed | mask).sum()
+
+
+def test_every_task_has_an_object_that_is_not_the_robot():
+    import metaworld
+
+    for task in TASKS:
+        sim = metaworld.env_dict.ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+        wanted = metaworld_render.movable(sim.model)
+        bodies = {sim.model.body(sim.model.geom_bodyid[geom]).name for geom in np.flatnonzero(wanted)}
+        assert bodies and not bodies & {"hand", "head", "rightclaw", "leftpad", "mocap", "tablelink", "RetainingWall"}
+        sim.close()
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

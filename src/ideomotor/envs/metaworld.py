@@ -127,13 +127,21 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         """Returns what can be seen now."""
         if self._state is None:
             raise RuntimeError("there is nothing to see before reset()")
-        if self._eye is None:
-            c = self.config
-            self._eye = Eye(self._sim.model, task=c.task, size=c.size, look=c.look, crop=c.crop)
+        eye = self._open_eye()
         return {
-            "frames": {camera: self._eye.look(self._sim.data, camera) for camera in self.config.cameras},
+            "frames": {camera: eye.look(self._sim.data, camera) for camera in self.config.cameras},
             "proprio": self._state[:4].astype(np.float32),
         }
+
+    def objects(self) -> dict[str, np.ndarray]:
+        """Returns where the task's movable objects are in sight now, by camera (bool, h w; the pixels of ``frames``).
+
+        For measuring only: no agent is shown it. See ``metaworld_render.movable`` for what counts as an object.
+        """
+        if self._state is None:
+            raise RuntimeError("there is nothing to see before reset()")
+        eye = self._open_eye()
+        return {camera: eye.objects(self._sim.data, camera) for camera in self.config.cameras}
 
     def expert_action(self) -> np.ndarray:
         """Returns what Meta-World's scripted expert, which sees the true state, would do now (clipped to [-1, 1])."""
@@ -159,6 +167,12 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
             self._eye.close()
             self._eye = None
         self._sim.close()
+
+    def _open_eye(self) -> Eye:
+        if self._eye is None:
+            c = self.config
+            self._eye = Eye(self._sim.model, task=c.task, size=c.size, look=c.look, crop=c.crop)
+        return self._eye
 
     def _info(self) -> dict[str, Any]:
         return {

@@ -52,6 +52,11 @@ class Eye:
         picture = picture[:, ::-1] if camera.startswith("corner") else picture[::-1]
         return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
+    def objects(self, data: Any, camera: str) -> np.ndarray:
+        """Returns where one camera sees what is ``movable`` (bool, h w; the pixels of ``look``)."""
+        mask = self._canvas(camera in _NEAR).draw_mask(self._model, data, self._model.camera(camera).id)
+        return np.ascontiguousarray(mask[:, ::-1] if camera.startswith("corner") else mask[::-1])
+
     def close(self) -> None:
         """Gives the shared context back."""
         for key, canvas in self._canvases.values():
@@ -108,12 +113,7 @@ class _Canvas:
 
     def draw(self, model: Any, data: Any, camera: int) -> np.ndarray:
         """Returns the picture as OpenGL has it: bottom row first (h w c)."""
-        mujoco = self._mujoco
-        self._camera.fixedcamid = camera
-        self._gl.make_current()
-        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
-        mujoco.mjr_render(self._rect, self._scene, self._context)
-        mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
+        self._shoot(model, data, camera)
         if not self._fast:
             return self._pixels
         wide = self._pixels.astype(
@@ -121,6 +121,34 @@ class _Canvas:
         )  # the mean of 2 x 2 pixels stands in for multisampling, at a tenth of its cost
         mean = (wide[::2, ::2] + wide[1::2, ::2] + wide[::2, 1::2] + wide[1::2, 1::2] + 2) >> 2
         return mean.astype(np.uint8)
+
+    def _shoot(self, model: Any, data: Any, camera: int) -> None:
+        mujoco = self._mujoco
+        self._camera.fixedcamid = camera
+        self._gl.make_current()
+        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        mujoco.mjr_render(self._rect, self._scene, self._context)
+        mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
+
+    def draw_mask(self, model: Any, data: Any, camera: int) -> np.ndarray:
+        """Returns where movable geoms are in sight, bottom row first (bool, h w)."""
+        flags = [int(flag) for flag in (self._mujoco.mjtRndFlag.mjRND_SEGMENT, self._mujoco.mjtRndFlag.mjRND_IDCOLOR)]
+        self._scene.flags[flags] = 1
+        try:
+            self._shoot(model, data, camera)
+        finally:
+            self._scene.flags[flags] = 0
+        shown = self._pixels.astype(np.int32) @ np.array([1, 256, 256**2], np.int32)  # 0 is nothing, else an id + 1
+        geoms = self._scene.geoms[: self._scene.ngeom]
+        wanted, chosen = movable(model), np.zeros(_MAX_GEOMS + 1, bool)
+        for geom in geoms:
+            if geom.objtype == self._mujoco.mjtObj.mjOBJ_GEOM:
+                chosen[geom.segid + 1] = wanted[geom.objid]
+        mask = chosen[shown]
+        if not self._fast:
+            return mask
+        # An object owns a pixel where it covers half of it.
+        return (mask[::2, ::2].astype(int) + mask[1::2, ::2] + mask[::2, 1::2] + mask[1::2, 1::2]) >= 2
 
     def close(self) -> None:
         self._gl.make_current()
@@ -160,6 +188,18 @@ def _simplify(model: Any, cell: float) -> None:
         for corners in (model.mesh_facenormal, model.mesh_facetexcoord):
             corners[first : first + len(rest)] = corners[first : first + count][rest]
         model.mesh_facenum[mesh] = len(rest)
+
+
+def movable(model: Any) -> np.ndarray:
+    """Returns which geoms belong to a task's objects (bool, one a geom): those that can move and are not the robot's.
+
+    A body can move if a joint lies between it and the world. So a drawer counts and its case does not, a button counts
+    and its box does not: what is fixed is background, however much it matters to the task. The robot is the tree of
+    bodies that the hand is in.
+    """
+    bodies = np.asarray(model.geom_bodyid)
+    robot = model.body_rootid[model.body("hand").id]
+    return (model.body_weldid[bodies] != 0) & (model.body_rootid[bodies] != robot)
 
 
 def load() -> ModuleType:
