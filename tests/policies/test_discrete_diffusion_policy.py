@@ -1,5 +1,6 @@
 """The action model: overfits a batch, ignores what it must, refuses what does not fit."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -102,3 +103,54 @@ def test_foresight_may_be_withheld_where_that_was_trained() -> None:
         policy.train(training)
         (slope,) = torch.autograd.grad(policy._foresight(features, 64).sum(), features)
         assert low <= int((slope.abs().sum((1, 2)) > 0).sum()) <= high
+
+
+# --- how likely actions are -------------------------------------------------------------------------------------------
+
+
+def test_the_bound_is_the_mean_over_all_orders() -> None:
+    """Against every order in which 3 tokens can be told, by the chain rule."""
+    torch.manual_seed(0)
+    policy = DiscreteDiffusionPolicy(replace(CONFIG, action_width=1)).eval()
+    policy.bins.fit(torch.randn(500, 1))
+    seen, actions = batch(4), torch.randn(4, 3, 1)
+    minded = torch.randn(3, 3, CONFIG.bins + 1, CONFIG.bins)  # a place, another place and what stands there -> logits
+    policy.logits = lambda xt, cache: sum(minded[:, place, xt[:, place]].transpose(0, 1) for place in range(3))
+    x0 = policy.bins.encode(actions).flatten(1)
+    cache, orders = policy.observe(**seen), []
+    for order in itertools.permutations(range(3)):
+        xt, total = torch.full_like(x0, policy.actions.mask_id), torch.zeros(4)
+        for place in order:
+            log_p = policy.logits(xt, cache)[:, place].log_softmax(-1)
+            total = total + log_p.gather(1, x0[:, place, None])[:, 0]
+            xt[:, place] = x0[:, place]
+        orders.append(total)
+    told = torch.stack(orders)
+    wanted = told.mean(0)
+    assert told.std(0).mean() > 0.05  # or the test would show nothing
+    assert (wanted - told_at_once(policy, x0)).abs().min() > 0.05  # it is not the product of one pass
+    got = policy.log_likelihood(**seen, actions=actions, maskings=3000, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(got, wanted, atol=0.1)
+
+
+def told_at_once(policy: DiscreteDiffusionPolicy, x0: torch.Tensor) -> torch.Tensor:
+    log_p = policy.logits(torch.full_like(x0, policy.actions.mask_id), ()).log_softmax(-1)
+    return log_p.gather(2, x0[..., None]).sum((1, 2))
+
+
+def test_likelihood_tells_which_foresight_the_actions_came_from(
+    policy: DiscreteDiffusionPolicy, generator: torch.Generator
+) -> None:
+    """Only the foresight differs between the samples, so only it can tell their actions apart."""
+    seen, actions = batch(), torch.randn(8, 3, 2, generator=generator)
+    seen = {name: value if name == "features" else value[:1].expand_as(value) for name, value in seen.items()}
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        policy.loss(**seen, actions=actions, generator=generator).total.backward()
+        optimizer.step()
+    policy.eval()
+    table = torch.stack(
+        [policy.log_likelihood(**seen, actions=one.expand(8, -1, -1), generator=generator) for one in actions]
+    )
+    assert torch.equal(table.argmax(1), torch.arange(8)) and (table <= 0).all()

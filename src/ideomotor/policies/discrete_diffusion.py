@@ -5,6 +5,7 @@ unknown tokens are [MASK]. The prefix is computed once, in training shared by se
 acting by all steps.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from ideomotor.diffusion.discrete import cosine_ratio, mask_tokens, masked_cross_entropy
+from ideomotor.diffusion.discrete import cosine_ratio, mask_tokens, masked_cross_entropy, uniform
 from ideomotor.diffusion.samplers import parallel_decode
 from ideomotor.layers.conv import PixelStem, PixelStemConfig
 from ideomotor.layers.resampler import SpatialReadout
@@ -138,14 +139,9 @@ class DiscreteDiffusionPolicy(nn.Module):
         count.
         """
         config = self.config
-        if tuple(actions.shape[1:]) != (config.chunk, config.action_width):
-            raise ValueError(
-                f"chunks of {actions.shape[1]} actions of width {actions.shape[2]} came; this policy foretells "
-                f"{config.chunk} of width {config.action_width}: set the window's chunk, or train a policy "
-                "for this robot"
-            )
+        tokens = self._tokens(actions)  # b n
         cache = repeat_cache(self.observe(frames, features, text, state), config.noisings)
-        x0 = repeat(self.bins.encode(actions), "b chunk action -> (b k) (chunk action)", k=config.noisings)
+        x0 = repeat(tokens, "b n -> (b k) n", k=config.noisings)
         ratio = cosine_ratio(torch.rand(len(x0), generator=generator)).to(x0.device)
         xt, masked = mask_tokens(x0, self.actions.mask_id, ratio, generator)
         if mask is not None:
@@ -156,6 +152,53 @@ class DiscreteDiffusionPolicy(nn.Module):
         total = masked_cross_entropy(logits, x0, masked)
         right = ((logits.detach().argmax(-1) == x0) & masked).sum() / masked.sum().clamp(min=1)
         return Losses(total=total, terms={"cross_entropy": total.detach(), "accuracy": right})
+
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        frames: UInt8[Tensor, "b t c h w"],
+        features: Float[Tensor, "b m d"] | None,
+        text: Float[Tensor, "b e"],
+        actions: Float[Tensor, "b chunk action"],
+        state: Float[Tensor, "b s"] | None = None,
+        maskings: int = 8,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " b"]:
+        """Returns a lower bound on log p(actions | what is seen, features) in nats, all n tokens of a chunk together.
+
+        It is the mean, over orders in which the tokens could be told one by one, of the chain rule's logarithm: n times
+        the mean log-likelihood of the masked tokens, over numbers of masks that are spread evenly over 1..n. All
+        samples share the maskings, so that those of one batch can be compared. Source: MD4 (2406.04329), as a sum over
+        numbers of masks.
+
+        Args:
+            frames: as in ``sample``, like the features, text and state.
+            features: the foresight.
+            text: the sentence.
+            actions: a whole chunk, in the units of the demonstrations.
+            state: proprioception.
+            maskings: passes; with more of them the mean is surer.
+            generator: of the places that are masked.
+        """
+        cache, x0 = self.observe(frames, features, text, state), self._tokens(actions)
+        n = x0.shape[1]
+        total = torch.zeros(len(x0), device=x0.device)
+        for number in range(maskings):
+            count = math.ceil(n * (number + 0.5) / maskings)
+            masked = uniform((n,), generator, x0.device).argsort().argsort() < count
+            log_p = self.logits(x0.masked_fill(masked, self.actions.mask_id), cache).float().log_softmax(-1)
+            total += log_p.gather(2, x0[..., None])[:, masked, 0].mean(1)
+        return n * total / maskings
+
+    def _tokens(self, actions: Float[Tensor, "b chunk action"]) -> Int[Tensor, "b n"]:
+        config = self.config
+        if tuple(actions.shape[1:]) != (config.chunk, config.action_width):
+            raise ValueError(
+                f"chunks of {actions.shape[1]} actions of width {actions.shape[2]} came; this policy foretells "
+                f"{config.chunk} of width {config.action_width}: set the window's chunk, or train a policy "
+                "for this robot"
+            )
+        return rearrange(self.bins.encode(actions), "b chunk action -> b (chunk action)")
 
     def logits(self, xt: Int[Tensor, "b n"], cache: Cache) -> Float[Tensor, "b n bins"]:
         """Returns logits for every action token, given some of them."""

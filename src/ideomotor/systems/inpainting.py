@@ -1,0 +1,124 @@
+"""Video and actions, asked either way: which actions lead to a given future, and what given actions lead to."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from ideomotor.diffusion.samplers import draw
+from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
+from ideomotor.systems.vpdd import VIEW, VPDDAgent, context_tokens
+from ideomotor.tokenizers.vqvae3d import VQVAE3D
+from ideomotor.types import Clip
+
+
+@torch.inference_mode()
+def actions_given_video(
+    agent: VPDDAgent,
+    context: Clip,
+    future: UInt8[Tensor, "b t c h w"] | Int[Tensor, "b latent n"],
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "b chunk action"]:
+    """Returns the actions that lead to a given future: the policy acts on the features of that future.
+
+    Args:
+        agent: with a predictor and a tokenizer.
+        context: what was seen.
+        future: frames of the horizon, or their tokens, [MASK] where nothing is demanded.
+        temperature: of the draws; 0 takes the likeliest actions.
+        generator: of the draws.
+
+    Raises:
+        ValueError: the agent has no foresight, or the future has another length than its predictor's.
+    """
+    tokenizer, predictor = _foretelling(agent)
+    context = context.to(_device(agent))
+    future = future.to(_device(agent))
+    with _precision(agent):
+        tokens = tokenizer.encode(future) if future.ndim == 5 else future  # b latent n
+        wanted = (predictor.config.latents, predictor.config.grid[0] * predictor.config.grid[1])
+        if tuple(tokens.shape[1:]) != wanted:
+            raise ValueError(
+                f"the future has {tokens.shape[1]} latent frames of {tokens.shape[2]} tokens; the predictor foretells "
+                f"{wanted[0]} of {wanted[1]}: give {wanted[0] * tokenizer.frames_per_latent} frames of "
+                f"{agent.config.size} px"
+            )
+        text = agent.text(context.text).to(tokens.device)
+        features = predictor.features(context_tokens(context, tokenizer, predictor), text, tokens)
+        return agent.policy.sample(
+            context.frames[VIEW], features, text, context.proprio, agent.config.action_steps, temperature, generator
+        ).float()
+
+
+@torch.inference_mode()
+def video_given_actions(
+    agent: VPDDAgent,
+    context: Clip,
+    actions: Float[Tensor, "b chunk action"],
+    samples: int = 16,
+    generator: torch.Generator | None = None,
+) -> UInt8[Tensor, "b t c h w"]:
+    """Returns a video of what given actions lead to; see ``future_given_actions``."""
+    tokenizer, predictor = _foretelling(agent)
+    tokens = future_given_actions(agent, context, actions, samples, generator)
+    with _precision(agent):
+        return tokenizer.decode(tokens, predictor.config.grid)
+
+
+@torch.inference_mode()
+def future_given_actions(
+    agent: VPDDAgent,
+    context: Clip,
+    actions: Float[Tensor, "b chunk action"],
+    samples: int = 16,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "b latent n"]:
+    """Returns tokens of a future, drawn from p(future | context, actions).
+
+    By Bayes' rule that is p(future | context) p(actions | future, context) up to a factor: ``samples`` futures are
+    drawn from the predictor, and one of them by the policy's likelihood of the actions (sampling-importance-resampling,
+    Rubin 1987). Exact for many samples; with few, a future that the predictor hardly ever foretells is not found. The
+    likelihood is the policy's bound (``log_likelihood``), with the same maskings for all samples.
+
+    Raises:
+        ValueError: the agent has no foresight, or the actions are no whole chunk of its policy.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; wanted 1 or more futures to choose from")
+    tokenizer, predictor = _foretelling(agent)
+    context, actions = context.to(_device(agent)), actions.to(_device(agent))
+    with _precision(agent):
+        seen = _each(context_tokens(context, tokenizer, predictor), samples)
+        text = _each(agent.text(context.text).to(seen.device), samples)
+        state = None if context.proprio is None else _each(context.proprio, samples)
+        futures = predictor.sample(seen, text, agent.config.imagine_steps, 1.0, generator)  # (b samples) latent n
+        log_p = agent.policy.log_likelihood(
+            _each(context.frames[VIEW], samples), predictor.features(seen, text, futures), text,
+            _each(actions, samples), state, generator=generator,
+        )  # fmt: skip
+    weights = rearrange(log_p.double(), "(b samples) -> b samples", samples=samples).softmax(1)
+    chosen = draw(weights, generator=generator)  # b
+    return rearrange(futures, "(b samples) latent n -> b samples latent n", samples=samples)[
+        torch.arange(len(chosen), device=chosen.device), chosen
+    ]
+
+
+def _each(x: Tensor, samples: int) -> Tensor:
+    return repeat(x, "b ... -> (b samples) ...", samples=samples)
+
+
+def _foretelling(agent: VPDDAgent) -> tuple[VQVAE3D, DiscreteDiffusionPredictor]:
+    if agent.tokenizer is None or agent.predictor is None:
+        raise ValueError("this policy has no foresight, so it knows no futures: fine-tune one with --predictor-from")
+    return agent.tokenizer, agent.predictor
+
+
+def _precision(agent: VPDDAgent) -> torch.autocast:
+    return torch.autocast(_device(agent).type, torch.bfloat16, enabled=agent.config.finetune_stage.optim.bf16)
+
+
+def _device(agent: VPDDAgent) -> torch.device:
+    return next(agent.policy.parameters()).device
