@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -158,7 +159,7 @@ def open_sources(options: DataOptions, config: VPDD, stage: Stage, actions: bool
 
 def _cached(dataset: Dataset, root: Path, size: int, camera: str) -> Dataset:
     with bar(f"decode {dataset.name}") as progress:
-        return cached(dataset, root, size, (camera,), progress=progress)
+        return cached(dataset, root, size, (camera,), workers=min(16, os.cpu_count() or 2), progress=progress)
 
 
 def _report_quarantine(dataset: Dataset) -> None:
