@@ -65,11 +65,11 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], args: argparse.Namespa
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the rows as aligned text, numbers to the right."""
+    """Returns the rows as aligned text, numbers to the right; None is left blank."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
-    right = [all(isinstance(row.get(column, 0), int | float) for row in rows) for column in columns]
+    right = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
 
     def line(values: Sequence[str]) -> str:
         padded = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
@@ -92,6 +92,8 @@ def machine() -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
