@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import tyro
 from rich.console import Console
 
 from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.vpdd import PRESETS, VPDD
+from ideomotor.systems.vpdd_published_config import PRESETS as PUBLISHED_PRESETS
+from ideomotor.systems.vpdd_published_config import PublishedVPDD
 
 console = Console(soft_wrap=True)
 ABOUT = """Robot policies learned from video: pre-train on video without actions, fine-tune on few demonstrations, act.
@@ -72,7 +76,7 @@ class Quickstart:
             seed=self.seed,
             preset=self.preset,
         )
-        page = quickstart(config, preset(self.preset), self.out, self.workers)
+        page = quickstart(config, preset(self.preset, PRESETS), self.out, self.workers)
         console.print(f"report: {page}")
 
 
@@ -169,12 +173,17 @@ class Import:
     """Folder to write: tokenizer, predictor, policy, and import.json with what was left out."""
     weights: Literal["ema", "model"] = "ema"
     """Of a diffusion checkpoint: the running average, which the release acts with, or the last weights."""
+    demonstrations: Path | None = None
+    """The data set that a Meta-World policy was trained on: its action bins, which no checkpoint holds, are fitted to
+    it. Needed to evaluate."""
+    text: str | None = None
+    """Folder with the CLIP (RN50, transformers layout) that the networks were trained with. Needed to evaluate."""
 
     def run(self) -> None:
         """Does it."""
         from ideomotor.systems.vpdd_import import import_vpdd
 
-        for line in import_vpdd(self.source, self.out, self.weights):
+        for line in import_vpdd(self.source, self.out, self.weights, self.demonstrations, self.text):
             console.print(line, markup=False, highlight=False)
 
 
@@ -189,10 +198,11 @@ class StageOptions:
     fresh: bool = False
     """Throw away what OUT holds and begin anew."""
     preset: str = "fast"
-    """Model preset (fast, tiny); every field below can be changed, e.g. --predictor.trunk.layers 8."""
+    """Model preset: fast, or tiny to try the plumbing; published, paper or published-tiny for the published form. Every
+    field below can be changed, e.g. --predictor.trunk.layers 8."""
 
 
-Config = Annotated[VPDD, tyro.conf.arg(name="")]
+Config = Annotated[VPDD | PublishedVPDD, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +213,12 @@ class VPDDTokenizer(StageOptions, DataOptions):
 
     def run(self) -> None:
         """Does it."""
-        from ideomotor.systems import vpdd_stages as stages
+        from ideomotor.systems import vpdd_published_stages, vpdd_stages
 
-        stages.run_tokenizer(self, self.config, self.out, self.seed, self.fresh)
+        if isinstance(self.config, PublishedVPDD):
+            vpdd_published_stages.run_tokenizer(self, self.config, self.out, self.seed, self.fresh)
+        else:
+            vpdd_stages.run_tokenizer(self, self.config, self.out, self.seed, self.fresh)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +231,12 @@ class VPDDPretrain(StageOptions, DataOptions):
 
     def run(self) -> None:
         """Does it."""
-        from ideomotor.systems import vpdd_stages as stages
+        from ideomotor.systems import vpdd_published_stages, vpdd_stages
 
-        stages.run_pretrain(self, self.config, self.tokenizer_from, self.out, self.seed, self.fresh)
+        if isinstance(self.config, PublishedVPDD):
+            vpdd_published_stages.run_pretrain(self, self.config, self.tokenizer_from, self.out, self.seed, self.fresh)
+        else:
+            vpdd_stages.run_pretrain(self, self.config, self.tokenizer_from, self.out, self.seed, self.fresh)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,24 +244,32 @@ class VPDDFinetune(StageOptions, DataOptions):
     """Stage 3: learns actions from a few demonstrations, with the foresight of stage 2."""
 
     predictor_from: Path | None = None
-    """OUT of the pre-training stage; left out, the policy has no foresight (pixels and text only)."""
+    """OUT of the pre-training stage; left out, the policy has no foresight (pixels and text; fast form only)."""
     config: Config = field(default_factory=lambda: PRESETS["fast"]())
 
     def run(self) -> None:
         """Does it."""
-        from ideomotor.systems import vpdd_stages as stages
+        from ideomotor.systems import vpdd_published_stages, vpdd_stages
 
-        stages.run_finetune(self, self.config, self.predictor_from, self.out, self.seed, self.fresh)
+        if isinstance(self.config, PublishedVPDD):
+            vpdd_published_stages.run_finetune(self, self.config, self.predictor_from, self.out, self.seed, self.fresh)
+        else:
+            vpdd_stages.run_finetune(self, self.config, self.predictor_from, self.out, self.seed, self.fresh)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VPDDEvaluate:
-    """Rolls a fine-tuned policy out in Meta-World on goals that no demonstration used; success with intervals."""
+    """Rolls a fine-tuned policy out in a simulator on goals that no demonstration used; success with intervals."""
 
     policy: tyro.conf.Positional[Path]
     """OUT of the fine-tuning stage."""
-    tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open", "door-open", "window-open", "plate-slide")
-    """Meta-World tasks without "-v3"."""
+    world: Literal["metaworld", "toy"] = "metaworld"
+    """The simulator."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the world, Meta-World's without "-v3"; by default those of the quickstart."""
+    dial: Literal["none", "features", "half", "full"] | None = None
+    """How far it imagines before it acts: no foresight, that of one pass, of a future decoded in half of the passes, or
+    in all. By default as fine-tuned. For a report, write RUN/rollouts-dial-full.jsonl and the like (--out)."""
     episodes: int = 20
     """Episodes a task; each has a goal of its own out of 20 held-out ones."""
     camera: str | None = None
@@ -259,18 +283,23 @@ class VPDDEvaluate:
 
     def run(self) -> None:
         """Does it."""
+        from ideomotor.systems.quickstart import one_thread
+        from ideomotor.systems.quickstart_report import DEFAULT_TASKS
         from ideomotor.systems.trials import success_table
         from ideomotor.systems.vpdd_stages import evaluate
 
-        rows = evaluate(
-            self.policy,
-            self.tasks,
-            self.episodes,
-            self.out or self.policy / "rollouts.jsonl",
-            self.workers,
-            camera=self.camera,
-            look=self.look,
-        )
+        with one_thread():  # as in the quickstart: costs can then be compared, and two would spin as much as they work
+            rows = evaluate(
+                self.policy,
+                self.tasks or DEFAULT_TASKS[self.world],
+                self.episodes,
+                self.out or self.policy / "rollouts.jsonl",
+                self.workers,
+                dial=self.dial,
+                world=self.world,
+                camera=self.camera,
+                look=self.look,
+            )
         console.print(success_table(rows))
 
 
@@ -348,17 +377,21 @@ class Report:
         console.print(f"report: {report_of(self.run_dir)}")
 
 
-def preset(name: str) -> VPDD:
-    """Returns the named preset.
+Preset = TypeVar("Preset", VPDD, VPDD | PublishedVPDD)
+ALL_PRESETS: dict[str, Callable[[], VPDD | PublishedVPDD]] = {**PRESETS, **PUBLISHED_PRESETS}
+
+
+def preset(name: str, presets: Mapping[str, Callable[[], Preset]]) -> Preset:
+    """Returns the named one of the presets.
 
     Raises:
         ValueError: there is none of that name; the message suggests the nearest.
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no preset {name!r}{hint} (presets: {', '.join(PRESETS)})")
-    return PRESETS[name]()
+        raise ValueError(f"there is no preset {name!r}{hint} (presets: {', '.join(presets)})")
+    return presets[name]()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -366,15 +399,22 @@ def main(argv: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
+    presets = ALL_PRESETS if "vpdd" in arguments[:1] else PRESETS
     try:
         command = tyro.cli(
-            _commands(preset(_named_preset(arguments))), args=arguments, prog="ideomotor", description=ABOUT
+            _commands(preset(_named_preset(arguments), presets)), args=arguments, prog="ideomotor", description=ABOUT
         )
         getattr(command, "command", command).run()
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError, RuntimeError) as error:
         if debug:
             raise
         said = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            said = f"{error.filename}: {error.strerror}"
+            if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+                said += ". Free some space, choose another place, or make it writable, and run the same command again"
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC and len(error.args) < 3 and "free" not in said:
+            said += ": the disk is full. Free some space and run the same command again"
         if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
             said = f"{error.filename} is a file where a folder is needed: choose another place, or move the file away"
         print(f"error: {said}", file=sys.stderr)  # noqa: T201
@@ -393,7 +433,7 @@ def _named_preset(arguments: list[str]) -> str:
     return "fast"
 
 
-def _commands(config: VPDD) -> Any:
+def _commands(config: VPDD | PublishedVPDD) -> Any:
     """The tree of verbs; the stages of VPDD start from the preset's config."""
     missing = tyro.MISSING
     stages = (

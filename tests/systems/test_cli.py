@@ -16,6 +16,7 @@ pytest.importorskip("gymnasium", reason="the metaworld extra is not installed")
 
 from ideomotor import cli
 from ideomotor.data.video import VideoFrames, probe
+from ideomotor.evaluation.episodes import EpisodeResult, append, read_log
 from ideomotor.evaluation.statistics import wilson
 from ideomotor.systems import collection, vpdd_stages
 from ideomotor.systems.collection import CollectionConfig, collect
@@ -457,6 +458,57 @@ def test_another_policy_in_the_folder_is_tried_anew(home: Path, tmp_path: Path) 
     assert [row.seconds for row in after] != [row.seconds for row in before]
 
 
+def test_each_turn_of_the_dial_is_tried_anew(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "rollouts.jsonl"
+    for dial in (None, "features", "none", "half", "full"):
+        evaluate(home / "finetune", ["red"], 1, log, 0, world="toy", dial=dial)
+    rows = read_log(log)
+    plain = rows[0].arm
+    assert len(plain) == 12 and [row.arm for row in rows[1:]] == [
+        f"{plain}-{name}" for name in ("none", "half", "full")
+    ]
+    with pytest.raises(ValueError, match="dial is 'most'; wanted one of none, features, half, full"):
+        evaluate(home / "finetune", ["red"], 1, log, 0, world="toy", dial="most")
+    assert ideomotor("vpdd", "evaluate", home / "finetune", "--dial", "ful") == 2
+    assert stage(home, "finetune", tmp_path / "blind", "--policy.features", 0, 0) == 0
+    capsys.readouterr()
+    assert ideomotor("vpdd", "evaluate", tmp_path / "blind", "--dial", "full") == 2
+    assert "dial is full; this policy has no foresight: take none" in said(capsys)
+    assert stage(home, "finetune", tmp_path / "bound", "--policy.foresight-dropout", 0) == 0
+    capsys.readouterr()
+    assert ideomotor("vpdd", "evaluate", tmp_path / "bound", "--dial", "none") == 2
+    assert "never learned to act without foresight" in said(capsys)
+
+
+def test_a_report_draws_the_dial_where_it_was_turned(tmp_path: Path) -> None:
+    claim(QuickstartConfig(world="toy", tasks=("red",), preset="tiny"), PRESETS["tiny"](), tmp_path, "")
+
+    def tried(name: str, arm: str, cpu: float, wins: int, episodes: int = 4) -> None:
+        for goal in range(episodes):
+            append(
+                tmp_path / f"rollouts-{name}.jsonl",
+                EpisodeResult(
+                    arm=arm, task="red", seed=0, goal=goal, success=goal < wins, steps=10, total_reward=0.0,
+                    seconds=1.0, inference_cpu_seconds=cpu / 100,
+                ),
+            )  # fmt: skip
+
+    def dial() -> list[tuple[str, float, int, int]]:
+        assert ideomotor("report", tmp_path) == 0
+        rows = json.loads((tmp_path / "report.json").read_text())["dial"]
+        return [(row["name"], round(row["cpu_ms"], 3), row["successes"], row["episodes"]) for row in rows]
+
+    tried("pretrained", "pretrained", 4.0, 3)
+    assert dial() == [] and 'id="dial"' not in (tmp_path / "report.html").read_text()
+    tried("dial-full", "0" * 12 + "-full", 30.0, 1)  # a policy of earlier
+    tried("dial-full", "1" * 12 + "-full", 20.0, 4)
+    tried("dial-none", "1" * 12 + "-none", 2.0, 2, episodes=3)
+    assert dial() == [("none", 2.0, 2, 3), ("features", 4.0, 3, 4), ("full", 20.0, 4, 4)]
+    assert 'id="dial"' in (tmp_path / "report.html").read_text()
+    tried("dial-features", "1" * 12, 5.0, 2)
+    assert dial()[1] == ("features", 5.0, 2, 4)
+
+
 def test_evaluate_wants_a_policy(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ideomotor("vpdd", "evaluate", home / "pretrain") == 2
     assert "holds no policy: give the --out folder of `ideomotor vpdd finetune`" in said(capsys)
@@ -561,3 +613,82 @@ def test_an_inspected_folder_may_be_all_bad(tmp_path: Path, capsys: pytest.Captu
     assert ideomotor("data", "inspect", tmp_path) == 0
     shown = capsys.readouterr().out
     assert "0 episodes" in shown and all(f"{number}.mp4" in shown for number in range(5))
+
+
+# --- what a hostile user found ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("finetune", ("--policy.noisings", 0), "noisings 0 must be at least 1"),
+        ("finetune", ("--policy.bins", 1), "bins 1 at least 2"),
+        ("finetune", ("--action-steps", 0), "action_steps 0"),
+        ("pretrain", ("--imagine-steps", 0), "imagine_steps 0"),
+        ("pretrain", ("--predictor.trunk.heads", 0), "heads 0"),
+        ("pretrain", ("--predictor.text-dropout", 5), "text_dropout 5"),
+        ("tokenizer", ("--shift", -1), "shift -1 at least 0"),
+        ("tokenizer", ("--tokenizer.widths", 0, 0), "widths (0, 0) must be at least 1"),
+        ("tokenizer", ("--tokenizer-stage.optim.lr", "nan"), "lr nan must be above 0"),
+        ("tokenizer", ("--weights", "nan"), "--weights (nan,)"),
+        ("tokenizer", ("--strides", 0), "--strides (0,)"),
+    ],
+)
+def test_numbers_that_make_no_sense_claim_no_folder(
+    home: Path, tmp_path: Path, name: str, options: tuple[object, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stage(home, name, tmp_path / "out", *options) == 2
+    shown = capsys.readouterr()
+    assert words in " ".join((shown.err + shown.out).replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--tasks", "plate-slide", "plate-slide"), "none twice"),
+        (("--tasks", "plate-slide", "--workers", -1), "workers -1"),
+    ],
+)
+def test_a_trial_counts_each_task_once(
+    home: Path, tmp_path: Path, options: tuple[object, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ideomotor("vpdd", "evaluate", home / "finetune", *options, "--out", tmp_path / "log.jsonl") == 2
+    assert words in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("quickstart.json", '{"a": 1}'),
+        ("quickstart.json", "{"),
+        ("collect/done.json", "{}"),
+        ("collect/done.json", "[]"),
+        ("collect/done.json", ""),
+        ("tokenizer/metrics.jsonl", '{"x/loss": 1}\n'),
+        ("tokenizer/data.json", '{"version": 2}'),
+        ("tokenizer/data.json", '{"datasets": [{"path": 1}]}'),
+        ("imagine/imagination.json", "{}"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    tmp_path: Path, file: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim(QuickstartConfig(world="toy", tasks=("red",), preset="tiny"), PRESETS["tiny"](), tmp_path, "")
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    assert ideomotor("report", tmp_path) == 2
+    assert str(path) in said(capsys) and not (tmp_path / "report.html").exists()
+
+
+def test_quickstart_needs_two_videos_to_hold_one_out(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = home / "data/video/videos/observation.images.main/chunk-000/file-000.mp4"
+    few = ("--world", "toy", *TINY, "--out", tmp_path / "run", "--demonstrations", 1, "--workers", 1)
+    assert ideomotor("quickstart", *few, "--videos", video) == 2
+    assert "holds one readable video; wanted 2 or more" in said(capsys) and not (tmp_path / "run").exists()
+    for number in ("nan", "inf"):
+        assert ideomotor("quickstart", *few, "--budget-minutes", number) == 2
+        assert f"budget_minutes is {number}" in said(capsys)

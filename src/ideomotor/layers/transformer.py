@@ -26,10 +26,13 @@ class TransformerConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.layers < 1 or self.width % self.heads:
+        if min(self.layers, self.heads, self.expansion) < 1 or self.width < 1 or self.width % self.heads:
             raise ValueError(
-                f"layers {self.layers} must be at least 1, and width {self.width} a multiple of heads {self.heads}"
+                f"layers {self.layers}, heads {self.heads}, expansion {self.expansion} must be at least 1, and width "
+                f"{self.width} a multiple of heads"
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; wanted a share in [0, 1)")
 
 
 class Block(nn.Module):

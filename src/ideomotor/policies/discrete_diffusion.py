@@ -56,6 +56,15 @@ class DiscreteDiffusionPolicyConfig:
         default_factory=lambda: TransformerConfig(width=192, layers=3, heads=4, dropout=0.1)
     )
 
+    def __post_init__(self) -> None:
+        counts = (self.action_width, self.chunk, self.bins - 1, self.squeeze, self.read_tokens, self.noisings)
+        if min(counts) < 1 or self.state_width < 0 or not 0 <= self.foresight_dropout < 1:
+            raise ValueError(
+                f"action_width {self.action_width}, chunk {self.chunk}, squeeze {self.squeeze}, read_tokens "
+                f"{self.read_tokens} and noisings {self.noisings} must be at least 1, bins {self.bins} at least 2, "
+                f"state_width {self.state_width} at least 0, foresight_dropout {self.foresight_dropout} in [0, 1)"
+            )
+
 
 class DiscreteDiffusionPolicy(nn.Module):
     """Source: VPDD's p_theta2 (2402.14407) by modern means: bidirectional, a real [MASK], masked cross-entropy,

@@ -46,6 +46,11 @@ class DiscreteDiffusionPredictorConfig:
             raise ValueError(
                 f"a grid of {self.grid[0]}x{self.grid[1]} tokens does not divide into patches of {self.patch}"
             )
+        if min(self.context_latents, self.latents) < 1 or not 0 <= self.text_dropout < 1:
+            raise ValueError(
+                f"context_latents {self.context_latents} and latents {self.latents} must be at least 1, text_dropout "
+                f"{self.text_dropout} in [0, 1)"
+            )
 
     @property
     def positions(self) -> int:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -58,9 +58,12 @@ def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 
     with stage(out, "collect", config.seed) as run:
         if not run.finished:
             collect_with_progress(collection)
+    for name in ("demonstrations", "video"):
+        if not (out / "data" / name).is_dir():
+            raise ValueError(f"{out / 'data' / name} is gone: remove {out / 'collect'} too, and it is collected again")
     try:
-        with one_thread(), beside(out, workers):
-            pretrained_arm(config, model, out, workers)
+        with one_thread(), beside(out, workers) as check:
+            pretrained_arm(config, model, out, workers, check)
     except RuntimeError:
         report_of(out)  # what there is; the page says what is missing
         raise
@@ -98,11 +101,19 @@ def look(config: QuickstartConfig, model: VPDD) -> str:
     text_encoder(model)
     for task in config.tasks:
         world_config(config.world, {"cameras": (WORLDS[config.world].camera,), "size": model.size}, task)
-    return "" if config.videos is None else open_dataset(config.videos).fingerprint
+    if config.videos is None:
+        return ""
+    videos = open_dataset(config.videos)
+    if len(videos.episodes) < 2:
+        raise ValueError(f"{config.videos} holds one readable video; wanted 2 or more, since a tenth is held out")
+    return videos.fingerprint
 
 
-def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: int) -> None:
-    """Tokenizer, pre-training on the actionless video, fine-tuning on the demonstrations, roll-outs, imagination."""
+def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: int, check: Callable[[], None]) -> None:
+    """Tokenizer, pre-training on the actionless video, fine-tuning on the demonstrations, roll-outs, imagination.
+
+    After each stage ``check`` may put an end to it.
+    """
     videos = (out / "data" / "video", *([config.videos] if config.videos else []))
     video = DataOptions(data=videos, cache=out / "cache")
     with stage(out, "tokenizer", config.seed, model) as run:
@@ -110,6 +121,7 @@ def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: in
             sources = open_sources(video, model, model.tokenizer_stage)
             sources.note(run.dir)
             train_tokenizer(model, TrainingClips(sources.train, sources.validation), run)
+    check()
     tokenizer = tokenizer_of(load_models(out / "tokenizer"), out / "tokenizer")
     with stage(out, "pretrain", config.seed, model) as run:
         if not run.finished:
@@ -124,6 +136,7 @@ def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: in
                 tokenizer,
                 run,
             )
+    check()
     predictor = load_models(out / "pretrain").predictor
     with stage(out, "finetune", config.seed, model) as run:
         if not run.finished:
@@ -137,6 +150,7 @@ def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: in
                 predictor,
                 run,
             )
+    check()
     with stage(out, "evaluate", config.seed) as run:
         if not run.finished:
             try_out(config, out, "pretrained", workers)
@@ -183,8 +197,10 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def beside(out: Path, workers: int) -> Iterator[None]:
+def beside(out: Path, workers: int) -> Iterator[Callable[[], None]]:
     """While the body runs, a process of its own does the control's stages; it ends with this one, however that ends.
+
+    Yields what tells whether the control has failed, to be called now and then.
 
     Raises:
         RuntimeError: the control failed; the message holds the end of its log.
@@ -192,18 +208,26 @@ def beside(out: Path, workers: int) -> Iterator[None]:
     if all((out / name / "done.json").is_file() for name in ("control", "evaluate-control")):
         for name in ("control", "evaluate-control"):
             console.print(f"{_numbered(name)}: done already", markup=False)
-        yield
+        yield lambda: None
         return
     log = out / "control.log"
     command = [sys.executable, "-m", "ideomotor.systems.quickstart", str(out), str(workers)]
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file)
     console.print(f"{_numbered('control')}: runs beside the other stages; its log is {log}", markup=False)
+
+    def check() -> None:
+        if process.poll():
+            end = log.read_text(errors="replace").splitlines()[-1:]
+            raise RuntimeError(
+                f"the control ended with status {process.returncode} ({' '.join(end)}); its log is {log}. Run the same "
+                "command again: what is finished stays"
+            )
+
     try:
-        yield
-        if process.wait():
-            end = log.read_text(errors="replace").splitlines()[-15:]
-            raise RuntimeError("the control failed; the end of its log:\n" + "\n".join(end))
+        yield check
+        process.wait()
+        check()
     finally:
         process.kill()
         process.wait()
@@ -300,4 +324,7 @@ def try_out(config: QuickstartConfig, out: Path, arm: str, workers: int) -> None
 
 if __name__ == "__main__":  # the process of ``beside``
     _end_with_parent()
-    control_arm(Path(sys.argv[1]), int(sys.argv[2]))
+    try:
+        control_arm(Path(sys.argv[1]), int(sys.argv[2]))
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from error

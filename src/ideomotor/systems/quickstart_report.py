@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -12,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ideomotor.evaluation import report
+from ideomotor.evaluation.dial import MEANINGS, DialPoint, dial_point
 from ideomotor.evaluation.episodes import EpisodeResult, read_log
 from ideomotor.systems.sources import read_facts
+from ideomotor.training.checkpoint import read_json
 from ideomotor.training.config import config_from_json
 
 FULL_BUDGET = 25.0  # minutes that the preset's steps are meant for, on two idle cores
@@ -45,7 +50,7 @@ class QuickstartConfig:
     preset: str = "fast"
 
     def __post_init__(self) -> None:
-        if self.budget_minutes <= 0:
+        if not 0 < self.budget_minutes < math.inf:
             raise ValueError(f"budget_minutes is {self.budget_minutes}; wanted a number above 0")
         if not 1 <= self.episodes <= 20:
             raise ValueError(f"episodes is {self.episodes}; a task has 20 held-out goals: take 1 to 20")
@@ -64,8 +69,9 @@ def report_of(out: Path) -> Path:
         raise ValueError(
             f"{out} holds no quickstart (quickstart.json): give the --out folder of `ideomotor quickstart`"
         )
-    then = json.loads(path.read_text())
-    config = config_from_json(QuickstartConfig, then["quickstart"])
+    with readable(path):
+        then = read_json(path)
+        config, settings = config_from_json(QuickstartConfig, then["quickstart"]), dict(then["model"])
     by_arm = {arm: read_log(out / f"rollouts-{arm}.jsonl") for arm in ARMS}
     rows = [row for arm in by_arm.values() for row in arm]
     filled = {arm: results for arm, results in by_arm.items() if results}
@@ -78,24 +84,37 @@ def report_of(out: Path) -> Path:
         arms={arm: report.summarize(results, config.tasks) for arm, results in filled.items()},
         comparison=report.compare(by_arm["pretrained"], by_arm["control"]),
         imagination=_imagination(out / "imagine"),
+        dial=_dial(out, config.tasks),
         rollouts=_films(out / "films", filled),
         curves=_curves(out),
         stages=stages_of(out),
-        settings=then["model"],
+        settings=settings,
         environment=_environment(),
     )
     return report.write_report(out, data)
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Inside, a file of a run is read; damage of any kind becomes an error that names the file and the way out."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): it was damaged or edited. Put it back, or "
+            "remove it and run the quickstart again"
+        ) from error
+
+
 def _command(config: QuickstartConfig, out: Path) -> str:
     plain = QuickstartConfig()
-    words = ["ideomotor quickstart", f"--out {out}"]
+    words = ["ideomotor", "quickstart", "--out", str(out)]
     if config.tasks != DEFAULT_TASKS[config.world]:
-        words.append("--tasks " + " ".join(config.tasks))
+        words += ["--tasks", *config.tasks]
     for name in ("world", "budget_minutes", "videos", "demonstrations", "episodes", "seed", "preset"):
         if getattr(config, name) != getattr(plain, name):
-            words.append(f"--{name.replace('_', '-')} {getattr(config, name)}")
-    return " ".join(words)
+            words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+    return shlex.join(words)
 
 
 def _protocol(config: QuickstartConfig, rows: Sequence[EpisodeResult], out: Path) -> dict[str, Any]:
@@ -130,17 +149,18 @@ def stages_of(out: Path) -> list[report.Stage]:
     for name in STAGES:
         done = out / name / "done.json"
         if done.is_file():
-            facts = json.loads(done.read_text())
-            steps = f"{facts['steps']} steps" if facts["steps"] else ""
-            rows.append(
-                report.Stage(
-                    name=name,
-                    seconds=facts["seconds"],
-                    peak_rss_bytes=facts["peak_rss_bytes"],
-                    note=steps,
-                    beside="control" in name,
+            with readable(done):
+                facts = read_json(done)
+                steps = f"{facts['steps']} steps" if facts["steps"] else ""
+                rows.append(
+                    report.Stage(
+                        name=name,
+                        seconds=float(facts["seconds"]),
+                        peak_rss_bytes=int(facts["peak_rss_bytes"]),
+                        note=steps,
+                        beside="control" in name,
+                    )
                 )
-            )
     return rows
 
 
@@ -148,14 +168,15 @@ def _curves(out: Path) -> list[report.Curve]:
     curves = []
     for name in ("tokenizer", "pretrain", "finetune", "control"):
         log = out / name / "metrics.jsonl"
-        rows = (
-            [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] if log.is_file() else []
-        )
-        for key in sorted({key for row in rows for key in row if key.endswith("loss")}):
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            steps, values = zip(*points, strict=True)
-            label = key.split("/")[-1].replace("_", " ")
-            curves.append(report.Curve(stage=name, name=label, steps=steps, values=values))
+        if not log.is_file():
+            continue
+        with readable(log):
+            rows = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+            for key in sorted({key for row in rows for key in row if key.endswith("loss")}):
+                points = [(row["step"], row[key]) for row in rows if key in row]
+                steps, values = zip(*points, strict=True)
+                label = key.split("/")[-1].replace("_", " ")
+                curves.append(report.Curve(stage=name, name=label, steps=steps, values=values))
     return curves
 
 
@@ -169,30 +190,47 @@ def _films(folder: Path, arms: Mapping[str, Sequence[EpisodeResult]]) -> list[re
     return shown
 
 
+def _dial(out: Path, tasks: Sequence[str]) -> list[DialPoint]:
+    """Returns a point for each setting that was tried into ``rollouts-dial-*.jsonl``, the cheapest first.
+
+    What a file's last row was tried with counts: its arm is a policy's fingerprint and the dial, and a policy of
+    earlier may stand before it. The quickstart's own roll-outs are the setting "features", unless that was tried anew.
+    """
+    tried: dict[str, list[EpisodeResult]] = {}
+    for path in sorted(out.glob("rollouts-dial-*.jsonl")):
+        if rows := read_log(path):
+            arm = rows[-1].arm
+            tried[arm.partition("-")[2] or "features"] = [row for row in rows if row.arm == arm and row.task in tasks]
+    if tried and "features" not in tried:
+        tried["features"] = read_log(out / "rollouts-pretrained.jsonl")
+    return [dial_point(name, tried[name]) for name in MEANINGS if tried.get(name)]
+
+
 def _imagination(folder: Path) -> report.Imagination | None:
     summary = folder / "imagination.json"
     if not summary.is_file():
         return None
-    facts = json.loads(summary.read_text())
-    clips = [
-        report.ImaginedClip(
-            text=clip["text"],
-            source=clip["source"],
-            moving_psnr=clip["moving_psnr"],
-            repeat_last_moving_psnr=clip["repeat_last_moving_psnr"],
-            **{
-                part: (folder / f"{clip['file']}-{part}.mp4").read_bytes()
-                for part in ("context", "truth", "imagination")
-            },
+    with readable(summary):
+        facts = read_json(summary)
+        clips = [
+            report.ImaginedClip(
+                text=clip["text"],
+                source=clip["source"],
+                moving_psnr=clip["moving_psnr"],
+                repeat_last_moving_psnr=clip["repeat_last_moving_psnr"],
+                **{
+                    part: (folder / f"{clip['file']}-{part}.mp4").read_bytes()
+                    for part in ("context", "truth", "imagination")
+                },
+            )
+            for clip in facts["clips"]
+        ]
+        return report.Imagination(
+            moving_psnr=facts["moving_psnr"],
+            repeat_last_moving_psnr=facts["repeat_last_moving_psnr"],
+            num_clips=facts["num_clips"],
+            clips=clips,
         )
-        for clip in facts["clips"]
-    ]
-    return report.Imagination(
-        moving_psnr=facts["moving_psnr"],
-        repeat_last_moving_psnr=facts["repeat_last_moving_psnr"],
-        num_clips=facts["num_clips"],
-        clips=clips,
-    )
 
 
 def _environment() -> dict[str, str]:

@@ -90,6 +90,10 @@ def roll_out(
         raise ValueError(
             f"episodes is {episodes}; {world} has {len(goals)} held-out goals a task: take 1 to {len(goals)}"
         )
+    if not tasks or len(set(tasks)) < len(tasks) or workers < 0:
+        raise ValueError(
+            f"tasks are {tuple(tasks)}, workers {workers}; wanted at least one task, none twice, and 0 workers (none but this process) or more"
+        )
     specs = [EpisodeSpec(task=task, seed=seed, goal=goal) for task in tasks for goal in goals[:episodes]]
     slots = [task for task in tasks for _ in range(max(1, min(episodes, SLOTS // len(tasks))))]
     camera = camera or WORLDS[world].camera
@@ -104,7 +108,10 @@ def roll_out(
             f"the policy gives actions of width {view.action_width}, the robot of {world} takes {width}: try a policy "
             "that was fine-tuned on demonstrations of this robot"
         )
-    world_config(world, settings, tasks[0])
+    try:
+        world_config(world, settings, tasks[0])
+    except ValueError as error:
+        raise ValueError(f"the policy looks through camera {camera!r}: {error}. Name one with --camera") from error
     tried = {result.key: result for result in read_log(log) if result.arm == arm}
     if all(spec.key in tried for spec in specs):
         return [tried[spec.key] for spec in specs]

@@ -103,6 +103,13 @@ class VPDD:
     )
 
     def __post_init__(self) -> None:
+        if min(self.action_steps, self.imagine_steps, self.save_every) < 1 or self.shift < 0:
+            raise ValueError(
+                f"action_steps {self.action_steps}, imagine_steps {self.imagine_steps} and save_every "
+                f"{self.save_every} must be at least 1, shift {self.shift} at least 0"
+            )
+        if not (0 <= self.jitter <= 1 and 0 <= self.reveal <= 1):
+            raise ValueError(f"jitter {self.jitter} and reveal {self.reveal} must lie in [0, 1]")
         window, per_latent = self.window, self.tokenizer.strides[0]
         for name, frames, latents in (
             ("context", window.context, self.predictor.context_latents),

@@ -4,6 +4,7 @@ The grid is a setting (strides on time, height, width), the codebook is a settin
 and the reconstruction may weight what moves, so that small objects are not averaged away.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,11 @@ class VQVAE3DConfig:
                 raise ValueError(
                     f"strides {self.strides} and patch {self.patch} must be powers of two, no patch above its stride"
                 )
+        if min(self.widths) < 1 or self.blocks < 0 or min(self.levels) < 2 or not 0 <= self.motion_weight < math.inf:
+            raise ValueError(
+                f"widths {self.widths} must be at least 1, blocks {self.blocks} at least 0, levels {self.levels} at "
+                f"least 2, motion_weight {self.motion_weight} a number of at least 0"
+            )
         if len(self.widths) != len(self.halvings) + 1:
             raise ValueError(
                 f"strides {self.strides} after patch {self.patch} need {len(self.halvings)} halvings, so "

@@ -39,7 +39,7 @@ class OptimConfig:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.weight_decay < 0 or self.warmup < 0:
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf) or self.warmup < 0:
             raise ValueError(
                 f"lr {self.lr} must be above 0; weight_decay {self.weight_decay} and warmup {self.warmup} not below 0"
             )

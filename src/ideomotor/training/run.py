@@ -336,7 +336,7 @@ def _lock(folder: Path) -> Any:
 
 def _clear(folder: Path) -> None:
     """Removes what a run wrote, and nothing else."""
-    for name in ("run.json", "done.json", "metrics.jsonl"):
+    for name in ("run.json", "done.json", "metrics.jsonl", "data.json"):
         (folder / name).unlink(missing_ok=True)
     for path in folder.iterdir():
         is_model = (path / "config.json").is_file() and (path / "model.safetensors").is_file()
