@@ -92,7 +92,8 @@ def roll_out(
         )
     if not tasks or len(set(tasks)) < len(tasks) or workers < 0:
         raise ValueError(
-            f"tasks are {tuple(tasks)}, workers {workers}; wanted at least one task, none twice, and 0 workers (none but this process) or more"
+            f"tasks are {tuple(tasks)}, workers {workers}; wanted at least one task, none twice, and 0 workers (this "
+            "process alone) or more"
         )
     specs = [EpisodeSpec(task=task, seed=seed, goal=goal) for task in tasks for goal in goals[:episodes]]
     slots = [task for task in tasks for _ in range(max(1, min(episodes, SLOTS // len(tasks))))]
