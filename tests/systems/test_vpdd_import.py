@@ -16,7 +16,8 @@ from ideomotor import cli
 from ideomotor.diffusion.schedule import Vocabulary, linear_schedule
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy
-from ideomotor.systems.vpdd_import import import_vpdd, load_published, models_of, read_checkpoint
+from ideomotor.systems.vpdd_import import import_vpdd, models_of, read_checkpoint
+from ideomotor.systems.vpdd_published_stages import load_published
 
 CLASSES = {
     "metaworld_pretrain_48": 48,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ideomotor.data.distant_windows import DistantWindow
 from ideomotor.layers.gpt import GPTConfig
 from ideomotor.layers.text import HashedWords
 from ideomotor.policies.actions import QuantileBins
@@ -14,8 +15,6 @@ from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPol
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
 from ideomotor.systems.vpdd import VIEW
 from ideomotor.systems.vpdd_published import (
-    PRESETS,
-    PublishedVPDD,
     UnifiedActionDenoising,
     UnifiedVideoDenoising,
     metaworld_head,
@@ -23,12 +22,14 @@ from ideomotor.systems.vpdd_published import (
     sample,
 )
 from ideomotor.systems.vpdd_published_agent import PublishedAgent
+from ideomotor.systems.vpdd_published_config import PRESETS, PublishedVPDD
 from ideomotor.tokenizers.axial_vqvae import AxialVQVAE, AxialVQVAEConfig
 from ideomotor.training.config import config_from_json, config_to_json
 from ideomotor.training.learner import Learner
 from ideomotor.training.optim import OptimConfig
 from ideomotor.types import Clip
 
+FORMS = ("published", "paper")
 WIDTH = 16
 TEXT = HashedWords().width
 
@@ -37,18 +38,22 @@ def small(name: str = "published", steps: int = 8) -> PublishedVPDD:
     trunk = GPTConfig(width=WIDTH, layers=2, heads=2, inner=32, dropout=0.1)
     return replace(
         PRESETS[name](),
+        size=16,
+        window=DistantWindow(chunk=3),
         steps=steps,
+        tokenizer=AxialVQVAEConfig(width=8, blocks=1, codes=12, code_width=8),
         predictor=PerceiverDiffusionPredictorConfig(
             codes=12, code_width=8, grid=(4, 4), width=WIDTH, head_width=8, latents=10, blocks=1, text_width=TEXT,
             places=34, dropout=0.0,
         ),
+        bins="quantile",
         policy=GPTDiffusionPolicyConfig(classes=6, action_width=2, chunk=3, text_width=TEXT, places=24, trunk=trunk),
     )  # fmt: skip
 
 
 def networks(config: PublishedVPDD) -> tuple[AxialVQVAE, PerceiverDiffusionPredictor, GPTDiffusionPolicy, QuantileBins]:
     torch.manual_seed(0)
-    tokenizer = AxialVQVAE(AxialVQVAEConfig(width=8, blocks=1, codes=12, code_width=8)).eval()
+    tokenizer = AxialVQVAE(config.tokenizer).eval()
     predictor = PerceiverDiffusionPredictor(config.predictor)
     predictor.borrow_codes(tokenizer.codebook.codes)
     assert isinstance(config.policy, GPTDiffusionPolicyConfig)
@@ -94,7 +99,7 @@ def test_presets_differ_in_what_the_docstring_says() -> None:
     assert len(published.process().group) == 592 and len(paper.process(actions=False).group) == 576
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", FORMS)
 def test_the_video_objective_overfits_one_batch(name: str) -> None:
     config = small(name)
     tokenizer, predictor, _, _ = networks(config)
@@ -176,7 +181,7 @@ def test_clips_that_do_not_fit_are_named() -> None:
         predictor.borrow_codes(torch.zeros(12, 4))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", FORMS)
 def test_an_agent_acts_and_a_generator_repeats_it(name: str) -> None:
     config = small(name)
     tokenizer, predictor, policy, bins = networks(config)
@@ -208,10 +213,43 @@ def test_video_alone_and_views_in_place_of_features() -> None:
     assert video.shape == (1, 16) and ids.shape == (1, 0)
     trunk = GPTConfig(width=WIDTH, layers=1, inner=32)
     views = MultiviewGPTPolicyConfig(
-        classes=6, chunk=2, view_width=32, channels=8, patch=4, text_width=TEXT, places=64, trunk=trunk
+        classes=6, chunk=3, view_width=32, channels=8, patch=4, text_width=TEXT, places=64, trunk=trunk
     )
     policy = MultiviewGPTPolicy(views).eval()
     images = torch.zeros(1, 4, 3, 8, 8, dtype=torch.uint8)
     seen = policy.observe(torch.randn(1, 16, 32), images, torch.ones(1, 4), text)
     _, ids = sample(replace(config, policy=views), predictor, history, text, rlbench_head(policy, seen))
-    assert ids.shape == (1, 14) and ids.max() < 6
+    assert ids.shape == (1, 21) and ids.max() < 6
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_barred_ids_are_never_drawn(name: str) -> None:
+    """Fails if replacements of the noise, or a network that wants nothing else, can leave an id without a value."""
+    config = small(name)
+    _, predictor, policy, _ = networks(config)
+    barred = torch.zeros(2, 6, dtype=torch.bool)
+    barred[1, 2:] = True
+    torch.nn.init.constant_(policy.heads[1][-1].bias, 0.0)
+    policy.heads[1][-1].bias.data[5] = 50.0
+    text = HashedWords()(["push"] * 32)
+    history = torch.zeros(32, 16, dtype=torch.long)
+    _, free = sample(config, predictor, history, text, metaworld_head(policy, text))
+    _, ids = sample(config, predictor, history, text, metaworld_head(policy, text), barred=barred)
+    assert (free.unflatten(1, (3, 2))[..., 1] == 5).all()
+    assert ids.unflatten(1, (3, 2))[..., 1].max() < 2 and ids.unflatten(1, (3, 2))[..., 0].max() > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"size": 64}, r"frames of 64 px give a grid of \(16, 16\) with 12 codes"),
+        ({"window": DistantWindow(frames=3, chunk=3)}, "window.frames is 3 and clip_frames 8; a latent frame stands"),
+        ({"clip_frames": 6}, "window.frames is 4 and clip_frames 6"),
+        ({"window": DistantWindow()}, "chunk is 4 in the window and 3 in the policy"),
+        ({"execute": 4}, r"execute 4 must lie in 1\.\.chunk"),
+        ({"policy": GPTDiffusionPolicyConfig(chunk=3)}, "the policy is 256 wide and reads features of width 16"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(change: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(small(), **change)

@@ -40,6 +40,7 @@ def cached(
     cameras: Sequence[str] | None = None,
     workers: int = 2,
     progress: Progress | None = None,
+    smooth: bool = True,
 ) -> Dataset:
     """Returns the same dataset, read from memory-mapped frames of one size instead of its own files.
 
@@ -54,6 +55,7 @@ def cached(
         cameras: by name; the first camera by default.
         workers: threads that decode.
         progress: called with episodes done and to be done.
+        smooth: how frames are scaled; see ``transforms.resize``.
 
     Raises:
         OSError: the disk has no room; what was decoded so far is kept for the next try.
@@ -63,7 +65,7 @@ def cached(
     caches = []
     for number, camera in enumerate(names):
         report = None if progress is None else partial(_shifted, progress, number, len(names))
-        caches.append(FrameCache.build(dataset, root, camera, size, workers=workers, progress=report))
+        caches.append(FrameCache.build(dataset, root, camera, size, workers, report, smooth))
     by_camera = [{episode.id: episode for episode in cache.dataset.episodes} for cache in caches]
     episodes = tuple(
         replace(
@@ -120,7 +122,8 @@ class FrameCache:
     Attributes:
         dataset: the episodes that decoded, reading from here.
         quarantined: those that did not, and why.
-        key: changes with the dataset's fingerprint and episodes, the camera, the size and this module's version.
+        key: changes with the dataset's fingerprint and episodes, the camera, the size, the way of scaling and this
+            module's version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -167,6 +170,7 @@ class FrameCache:
         size: int | tuple[int, int],
         workers: int = 2,
         progress: Progress | None = None,
+        smooth: bool = True,
     ) -> FrameCache:
         """Returns the cache of one camera at ``size``, decoding what is not on disk yet.
 
@@ -187,12 +191,13 @@ class FrameCache:
                     f"episode {episode.id!r} of dataset {dataset.name!r} has no camera {camera!r}; it has "
                     f"{', '.join(map(repr, episode.frames))}"
                 )
-        key = digest(["frames", VERSION, camera, height, width, description(dataset)])
+        facts = ["frames", VERSION, camera, height, width, description(dataset)]
+        key = digest(facts if smooth else [*facts, "bilinear"])
         final = Path(root) / f"frames-{key}"
         if not final.exists():
             with locked(final):
                 if not final.exists():
-                    _fill(dataset, final, key, camera, (height, width), workers, progress)
+                    _fill(dataset, final, key, camera, (height, width), workers, progress, smooth)
         return cls(final)
 
 
@@ -204,6 +209,7 @@ def _fill(
     size: tuple[int, int],
     workers: int,
     progress: Progress | None,
+    smooth: bool,
 ) -> None:
     episodes = dataset.episodes
     starts = np.cumsum([0, *(episode.length for episode in episodes)]).tolist()
@@ -217,7 +223,9 @@ def _fill(
         done = {int(entry["episode"]) for entry in draft.done()}
         waiting = [number for number in range(len(episodes)) if number not in done]
         lost: dict[int, str] = {}
-        decode = partial(_decode, array=array, starts=starts, episodes=episodes, camera=camera, size=size)
+        decode = partial(
+            _decode, array=array, starts=starts, episodes=episodes, camera=camera, size=size, smooth=smooth
+        )
         for number, reason in _unordered(decode, waiting, workers):
             if reason:
                 lost[number] = reason
@@ -276,13 +284,14 @@ def _decode(
     episodes: Sequence[Episode],
     camera: str,
     size: tuple[int, int],
+    smooth: bool,
 ) -> str:
     """Writes one episode's frames; returns why it could not be decoded, or ""."""
     episode = episodes[number]
     for first in range(0, episode.length, _BLOCK):
         block = range(first, min(first + _BLOCK, episode.length))
         try:
-            frames = read_frames(episode, camera, block, size)
+            frames = read_frames(episode, camera, block, size, smooth)
         except _DAMAGE as error:
             return f"{type(error).__name__}: {error}"
         array.write(starts[number] + first, frames.numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,21 +16,43 @@ class DistantWindow:
     Attributes:
         frames: successive frames seen, and as many foretold.
         ahead: from the anchor to the last frame foretold; at the end of an episode that is its last frame.
-        chunk: actions from the anchor on.
+        chunk: actions from the anchor on, one a frame of the recording whatever the stride.
+        stride: frames of the recording from one frame of the window to the next; ``ahead`` counts these.
+        every: distance between neighbouring anchors.
     """
 
     frames: int = 4
     ahead: int = 20
     chunk: int = 4
+    stride: int = 1
+    every: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.frames, self.ahead, self.chunk) < 1:
-            raise ValueError(f"frames={self.frames}, ahead={self.ahead} and chunk={self.chunk} must be at least 1")
+        if min(self.frames, self.ahead, self.chunk, self.stride, self.every) < 1:
+            raise ValueError(
+                f"frames={self.frames}, ahead={self.ahead}, chunk={self.chunk}, stride={self.stride} and "
+                f"every={self.every} must be at least 1"
+            )
+
+    @property
+    def context(self) -> int:
+        """Frames seen, the anchor among them."""
+        return self.frames
+
+    @property
+    def horizon(self) -> int:
+        """Frames foretold."""
+        return self.frames
+
+    @property
+    def key(self) -> list[Hashable]:
+        """What decides which frames the windows of an episode show."""
+        return ["distant", self.frames, self.ahead, self.stride, self.every]
 
     def frame_indices(self, anchor: int, length: int) -> Int[np.ndarray, " t"]:
         """Returns the frames of the window: seen, then foretold; before the start the first frame is repeated."""
-        back = np.arange(1 - self.frames, 1)
-        return np.concatenate([anchor + back, min(anchor + self.ahead, length - 1) + back]).clip(0)
+        back = self.stride * np.arange(1 - self.frames, 1)
+        return np.concatenate([anchor + back, min(anchor + self.stride * self.ahead, length - 1) + back]).clip(0)
 
     def actions(
         self, recorded: Float[np.ndarray, "t action"], anchor: int

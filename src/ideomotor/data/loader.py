@@ -144,9 +144,8 @@ class _SourceReader:
             frames = {name: self.index.read(wanted, camera, self.source.size) for name, camera in self.cameras.items()}
         actions, mask, proprio = None, None, None
         if self.actions is not None:
-            chunks = [config.action_indices(anchor, episodes[number].length) for number, anchor in places]
-            rows = [self.actions[number][chunk] for (number, _), (chunk, _) in zip(places, chunks, strict=True)]
-            actions = torch.from_numpy(np.stack(rows))
+            chunks = [config.actions(self.actions[number], anchor) for number, anchor in places]
+            actions = torch.from_numpy(np.stack([chunk for chunk, _ in chunks]))
             mask = torch.from_numpy(np.stack([recorded for _, recorded in chunks]))
         if with_proprio and self.states is not None:
             proprio = torch.from_numpy(np.stack([self.states[number][anchor] for number, anchor in places]))

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from ideomotor.data.cache import first_camera
-from ideomotor.data.windows import WindowConfig
+from ideomotor.data.windows import Window, WindowConfig
 from ideomotor.types import Dataset
 
 _ROUNDS = 6
@@ -35,7 +35,7 @@ class Source:
 
     dataset: Dataset
     weight: float = 1.0
-    window: WindowConfig = field(default_factory=WindowConfig)
+    window: Window = field(default_factory=WindowConfig)
     cameras: Mapping[str, str] | None = None
     size: tuple[int, int] | None = None
 

@@ -25,9 +25,8 @@ def windows_key(index: WindowIndex, camera: str, size: tuple[int, int] | None = 
     Raises:
         ValueError: the dataset has no fingerprint.
     """
-    config = index.config
-    shape = [config.context, config.horizon, config.stride, config.every]  # the chunk of actions changes no frame
-    return digest(["windows", description(index.dataset), camera, list(size) if size else None, shape])
+    size_key = list(size) if size else None
+    return digest(["windows", description(index.dataset), camera, size_key, index.config.key])
 
 
 class TokenCache:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from ideomotor.data.transforms import center_crop, covering_size
+from ideomotor.data.distant_windows import DistantWindow
+from ideomotor.data.transforms import center_crop, covering_size, resize_and_crop
 from ideomotor.types import Dataset, Episode
 
 
@@ -62,6 +63,21 @@ class WindowConfig:
         wanted = anchor + np.arange(self.chunk)
         return np.minimum(wanted, length - 1), wanted < length
 
+    def actions(
+        self, recorded: Float[np.ndarray, "t action"], anchor: int
+    ) -> tuple[Float[np.ndarray, "chunk action"], Bool[np.ndarray, " chunk"]]:
+        """Returns the chunk at ``anchor``, and where it was really recorded: see ``action_indices``."""
+        rows, mask = self.action_indices(anchor, len(recorded))
+        return recorded[rows], mask
+
+    @property
+    def key(self) -> list[Hashable]:
+        """What decides which frames the windows of an episode show; the chunk of actions does not."""
+        return [self.context, self.horizon, self.stride, self.every]
+
+
+Window = WindowConfig | DistantWindow
+
 
 class WindowIndex:
     """Every window of a dataset, numbered; a window never straddles two episodes.
@@ -69,7 +85,7 @@ class WindowIndex:
     Episodes come in the dataset's order, and their anchors are 0, every, 2 * every, ... below the episode's length.
     """
 
-    def __init__(self, dataset: Dataset, config: WindowConfig) -> None:
+    def __init__(self, dataset: Dataset, config: Window) -> None:
         """Counts the windows; nothing is decoded.
 
         Raises:
@@ -134,12 +150,17 @@ class WindowIndex:
 
 
 def read_frames(
-    episode: Episode, camera: str, indices: Sequence[int], size: tuple[int, int] | None = None
+    episode: Episode, camera: str, indices: Sequence[int], size: tuple[int, int] | None = None, smooth: bool = True
 ) -> UInt8[Tensor, "t c h w"]:
-    """Returns frames of one camera, scaled to cover ``size`` (height, width) and cut to its centre, if one is given."""
+    """Returns frames of one camera, scaled to cover ``size`` (height, width) and cut to its centre, if one is given.
+
+    ``smooth`` as in ``transforms.resize``.
+    """
     frames = episode.frames[camera]
     if size is None:
         return frames.read(indices)
+    if not smooth:
+        return resize_and_crop(frames.read(indices), size, smooth=False)
     _, _, height, width = frames.shape
     return center_crop(frames.read(indices, size=covering_size((height, width), size)), size)
 

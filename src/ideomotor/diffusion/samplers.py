@@ -25,6 +25,7 @@ def ancestral(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     pick: Callable[[Float[Tensor, "b n vocab"]], Int[Tensor, "b n"]] | None = None,
+    barred: Bool[Tensor, "n k"] | None = None,
 ) -> Int[Tensor, "b n"]:
     """Returns ``x`` with its masks denoised by the whole reverse chain, one network call for each step of the schedule.
 
@@ -35,12 +36,14 @@ def ancestral(
         top_p: keeps only the likeliest foretold clean classes that together reach this probability (published: 0.88).
         generator: of the draws.
         pick: draws ids from unnormalised log-probabilities, in place of exact float64 draws.
+        barred: classes that never stand at a position, beside those of other groups.
     """
     masked = x == process.vocabulary.mask_id
-    unreachable = F.pad(process.foreign, (0, 1))  # the mask itself can stay
+    never = process.foreign if barred is None else process.foreign | barred
+    unreachable = F.pad(never, (0, 1))  # the mask itself can stay
     for step in reversed(range(process.schedule.steps)):
         steps = torch.full((len(x),), step, device=x.device)
-        log_x0 = truncate(process.log_x0(logits(x, steps), x), top_p)
+        log_x0 = truncate(process.log_x0(logits(x, steps).masked_fill(never, -torch.inf), x), top_p)
         log_p = process.log_posterior(log_x0, x, steps).masked_fill(unreachable, -torch.inf)
         drawn = (
             draw(log_p.double().exp().flatten(0, 1), generator=generator).view_as(x) if pick is None else pick(log_p)

@@ -5,11 +5,14 @@ QuantileBins is better to begin with: it gives repeated values a bin of their ow
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ideomotor.policies.actions import QuantileBins
 from ideomotor.policies.rotations import rotation_ids, rotations_of
 
 # What Meta-World's scripted policies give the gripper, as float32.
@@ -106,6 +109,68 @@ class MetaWorldBins(nn.Module):
             )
         efforts = torch.tensor(GRIPPER_EFFORTS, device=ids.device)[gripper]
         return torch.cat([self.motion.decode(ids[..., :3]), efforts[..., None]], -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionBinsConfig:
+    """Which bins an action's numbers become.
+
+    Attributes:
+        kind: "release" for MetaWorldBins (actions of width 4), "quantile" for QuantileBins (any width).
+        classes: bins of each dimension.
+        width: dimensions of an action.
+    """
+
+    kind: Literal["release", "quantile"] = "release"
+    classes: int = 48
+    width: int = 4
+
+    def __post_init__(self) -> None:
+        if self.kind == "release" and (self.width != MetaWorldBins.dimensions or self.classes < len(GRIPPER_EFFORTS)):
+            raise ValueError(
+                f"bins of the release are for actions of width 4 and at least {len(GRIPPER_EFFORTS)} classes; got "
+                f"width {self.width} and {self.classes} classes: take quantile bins"
+            )
+
+
+class ActionBins(nn.Module):
+    """MetaWorldBins or QuantileBins, as a config says, so that they can be saved beside a policy."""
+
+    def __init__(self, config: ActionBinsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.bins: MetaWorldBins | QuantileBins = (
+            MetaWorldBins(config.classes) if config.kind == "release" else QuantileBins(config.classes, config.width)
+        )
+
+    @property
+    def barred(self) -> Bool[Tensor, "action k"]:
+        """The ids of each dimension that stand for no value; a policy must not be asked for them."""
+        barred = torch.zeros(self.config.width, self.config.classes, dtype=torch.bool)
+        if self.config.kind == "release":
+            barred[3, len(GRIPPER_EFFORTS) :] = True
+        return barred
+
+    def fit(self, actions: Float[Tensor, "n action"]) -> "ActionBins":
+        """Learns the edges from recorded actions; the release's leave out the last few, where that makes its bins even.
+
+        Raises:
+            ValueError: too few actions, another width, values that are not finite, or an unknown gripper effort.
+        """
+        if self.config.kind == "release":
+            step, bins = math.ceil(len(actions) / self.config.classes), self.config.classes
+            if step > 1 and math.ceil(len(actions) / step) != bins:
+                actions = actions[: (step - 1) * bins]
+        self.bins.fit(actions)
+        return self
+
+    def encode(self, actions: Float[Tensor, "*b action"]) -> Int[Tensor, "*b action"]:
+        """Returns ids."""
+        return self.bins.encode(actions)
+
+    def decode(self, ids: Int[Tensor, "*b action"]) -> Float[Tensor, "*b action"]:
+        """Returns actions."""
+        return self.bins.decode(ids)
 
 
 class PoseBins(nn.Module):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +21,11 @@ from ideomotor.data.loader import ClipLoader
 from ideomotor.data.mixture import Source
 from ideomotor.data.signals import all_actions
 from ideomotor.data.token_cache import TokenCache
-from ideomotor.data.windows import WindowIndex, split
+from ideomotor.data.windows import Window, WindowIndex, split
 from ideomotor.systems.progress import bar
 from ideomotor.systems.vpdd import VIEW, VPDD, Stage
+from ideomotor.systems.vpdd_published_config import PublishedVPDD
+from ideomotor.tokenizers.axial_vqvae import AxialVQVAE
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.training.checkpoint import fingerprint, read_json, write_json
 from ideomotor.training.run import Run
@@ -57,6 +60,8 @@ class DataOptions:
                 raise ValueError(
                     f"--{name} has {len(given)} values for {len(self.data)} data sets: give one each, or none"
                 )
+        if not all(0 < weight < math.inf for weight in self.weights) or not all(step > 0 for step in self.strides):
+            raise ValueError(f"--weights {self.weights} and --strides {self.strides} must be numbers above 0")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation is {self.validation}; wanted a share of the episodes in [0, 1)")
 
@@ -88,7 +93,22 @@ class DataFacts:
 def read_facts(folder: Path) -> list[DataFacts]:
     """Returns the facts that a stage noted in its folder; none where it noted none."""
     path = folder / DATA_FILE
-    return [DataFacts(**facts) for facts in read_json(path)["datasets"]] if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        facts = [
+            DataFacts(**{f.name: entry[f.name] for f in fields(DataFacts)}) for entry in read_json(path)["datasets"]
+        ]
+        sound = all(isinstance(name, str) for one in facts for name in (one.path, one.camera, *one.held_out))
+        sound = sound and all({"path", "reason"} <= set(lost) for one in facts for lost in one.left_out)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): it is a note of what the stage learned from. "
+            "Remove it to go on without"
+        ) from error
+    if not sound:
+        raise ValueError(f"{path} was edited: it is a note of what the stage learned from. Remove it to go on without")
+    return facts
 
 
 class TrainingClips(NamedTuple):
@@ -123,22 +143,37 @@ class TrainingClips(NamedTuple):
         )
 
 
-def open_sources(options: DataOptions, config: VPDD, stage: Stage, actions: bool = False) -> Sources:
+def open_sources(
+    options: DataOptions,
+    config: VPDD | PublishedVPDD,
+    stage: Stage,
+    actions: bool = False,
+    *,
+    window: Window | None = None,
+    smooth: bool = True,
+) -> Sources:
     """Opens, decodes what is not cached yet (with a progress bar), splits by episode, and says what was left out.
+
+    Args:
+        options: the data sets.
+        config: names the frames' size, and the window.
+        stage: names the distance between windows.
+        actions: every episode must have them.
+        window: in place of the config's.
+        smooth: how frames are scaled; see ``transforms.resize``.
 
     Raises:
         ValueError: a data set cannot be read, or ``actions`` are wanted of one that has none.
     """
     train, validation, noted = [], [], []
+    shape: Window = replace(window or config.window, every=stage.every)
     for number, path in enumerate(options.data):
         dataset = open_dataset(path)
-        window = replace(config.window, every=stage.every)
-        if options.strides:
-            window = replace(window, stride=options.strides[number])
+        window = replace(shape, stride=options.strides[number]) if options.strides else shape
         if actions and any(episode.read_actions is None for episode in dataset.episodes):
             raise ValueError(f"{path} holds episodes without actions: fine-tune on demonstrations, pre-train on video")
         camera = options.cameras[number] if options.cameras else first_camera(dataset)[0]
-        dataset = _cached(dataset, options.cache, config.size, camera)
+        dataset = _cached(dataset, options.cache, config.size, camera, smooth)
         _report_quarantine(dataset)
         weight = options.weights[number] if options.weights else 1.0
         learned, held = split(dataset, options.validation) if options.validation else (dataset, None)
@@ -157,9 +192,10 @@ def open_sources(options: DataOptions, config: VPDD, stage: Stage, actions: bool
     return Sources(train, validation, noted)
 
 
-def _cached(dataset: Dataset, root: Path, size: int, camera: str) -> Dataset:
+def _cached(dataset: Dataset, root: Path, size: int, camera: str, smooth: bool) -> Dataset:
     with bar(f"decode {dataset.name}") as progress:
-        return cached(dataset, root, size, (camera,), workers=min(16, os.cpu_count() or 2), progress=progress)
+        workers = min(16, os.cpu_count() or 2)
+        return cached(dataset, root, size, (camera,), workers, progress, smooth)
 
 
 def _report_quarantine(dataset: Dataset) -> None:
@@ -174,8 +210,8 @@ def _report_quarantine(dataset: Dataset) -> None:
 
 def tokenized(
     sources: list[Source],
-    tokenizer: VQVAE3D,
-    config: VPDD,
+    tokenizer: VQVAE3D | AxialVQVAE,
+    config: VPDD | PublishedVPDD,
     root: Path,
     with_frames: bool = True,
     actions: bool = False,
@@ -201,7 +237,7 @@ def tokenized(
                     WindowIndex(source.dataset, source.window),
                     root,
                     encode,
-                    tokenizer=fingerprint(tokenizer, config.tokenizer) + "-bf16" * bf16,
+                    tokenizer=fingerprint(tokenizer, tokenizer.config) + "-bf16" * bf16,
                     vocab=tokenizer.vocab,
                     camera=source.camera_names()[VIEW],
                     batch_size=64 if device.type == "cpu" else 512,

@@ -8,52 +8,50 @@ import struct
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ideomotor.data.formats import open_dataset
+from ideomotor.data.signals import all_actions
 from ideomotor.interop import vpdd as names
 from ideomotor.interop.vpdd_tokenizer import tokenizer_config, tokenizer_from_published
 from ideomotor.layers.gpt import GPTConfig
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPolicyConfig
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
-from ideomotor.systems.vpdd_published import PublishedVPDD
+from ideomotor.systems.stages import PUBLISHED_FILE
+from ideomotor.systems.vpdd_published_config import PublishedVPDD
+from ideomotor.systems.vpdd_published_stages import IMPORT_FILE, PublishedModels, fitted_bins, text_encoder
 from ideomotor.tokenizers.axial_vqvae import AxialVQVAE, AxialVQVAEConfig
-from ideomotor.training.checkpoint import load_model, read_json, save_model, write_json
-from ideomotor.training.config import config_from_json, config_to_json
+from ideomotor.training.checkpoint import save_model, write_json
+from ideomotor.training.config import config_to_json
 from ideomotor.training.learner import check_tensors
 
 Weights = Literal["ema", "model"]
 Policy = GPTDiffusionPolicy | MultiviewGPTPolicy
 Model = TypeVar("Model", bound=nn.Module)
-_CONFIG = "vpdd_published.json"
 # What torch's restricted reader was seen to raise on bytes that were tampered with.
 _DAMAGED = (RuntimeError, EOFError, LookupError, AssertionError, AttributeError, TypeError, ValueError, ArithmeticError,
             struct.error, zipfile.BadZipFile)  # fmt: skip
 
 
-class PublishedModels(NamedTuple):
-    """What a checkpoint holds; a tokenizer's has no networks, a pre-trained one no policy."""
-
-    tokenizer: AxialVQVAE
-    predictor: PerceiverDiffusionPredictor | None
-    policy: Policy | None
-    config: PublishedVPDD | None
-    left_out: tuple[str, ...]
-
-
-def import_vpdd(source: Path, out: Path, weights: Weights = "ema") -> list[str]:
+def import_vpdd(
+    source: Path, out: Path, weights: Weights = "ema", demonstrations: Path | None = None, text: str | None = None
+) -> list[str]:
     """Turns a published checkpoint into the folders ``tokenizer``, ``predictor`` and ``policy`` of ``out``.
 
     Args:
         source: a checkpoint of torch, of which tensors alone are read, or a safetensors file.
         out: a new or empty folder, or that of an earlier import.
         weights: of a diffusion checkpoint, the running average or the last ones.
+        demonstrations: the data set that its Meta-World policy was trained on; action bins are fitted to it.
+        text: the CLIP folder that the networks were trained with; needed to act.
 
     Returns:
         Lines that say what was found and what was left out.
@@ -62,11 +60,11 @@ def import_vpdd(source: Path, out: Path, weights: Weights = "ema") -> list[str]:
         FileNotFoundError: there is no such file.
         ValueError: it holds anything but a published checkpoint, or something other than tensors and plain values.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "import.json").is_file())):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / IMPORT_FILE).is_file())):
         raise ValueError(f"{out} is there already and holds no import: give a new folder")
     content = read_checkpoint(source)
     step = content.get("step")
-    models = models_of(content, weights)
+    models = completed(models_of(content, weights), demonstrations, text)
     facts = {
         "source": source.name,
         "sha256": _sha256(source),
@@ -75,44 +73,39 @@ def import_vpdd(source: Path, out: Path, weights: Weights = "ema") -> list[str]:
         "left_out": list(models.left_out),
     }
     lines = []
-    for folder, module in (("tokenizer", models.tokenizer), ("predictor", models.predictor), ("policy", models.policy)):
+    parts = (models.tokenizer, models.predictor, models.policy, models.bins)
+    for folder, module in zip(("tokenizer", "predictor", "policy", "bins"), parts, strict=True):
         if module is not None:
             save_model(out / folder, module, module.config, {"imported": facts["source"], "sha256": facts["sha256"]})
             count = sum(weight.numel() for weight in module.parameters())
             lines.append(f"{out / folder}: {type(module).__name__}, {count:,} parameters")
     if models.config is not None:
-        write_json(out / _CONFIG, config_to_json(models.config))
-    write_json(out / "import.json", facts)
+        write_json(out / PUBLISHED_FILE, config_to_json(models.config))
+    write_json(out / IMPORT_FILE, facts)
     if models.left_out:
-        lines.append(f"left out, as nothing uses it (all names are in {out / 'import.json'}):")
+        lines.append(f"left out, as nothing uses it (all names are in {out / IMPORT_FILE}):")
         lines += [f"  {line}" for line in _summary(models.left_out)]
-    if models.policy is not None:
-        lines.append("A checkpoint holds no action bins: fit them on the demonstrations it was trained with.")
+    if models.policy is not None and models.bins is None:
+        lines.append("A checkpoint holds no action bins: --demonstrations fits them to the data it was trained with.")
     return lines
 
 
-def load_published(folder: Path) -> PublishedModels:
-    """Returns what ``import_vpdd`` wrote.
+def completed(models: PublishedModels, demonstrations: Path | None, text: str | None) -> PublishedModels:
+    """Returns the models with what a checkpoint lacks for acting: action bins, and the text encoder's name.
 
     Raises:
-        ValueError: the folder is none of an import.
+        ValueError: there is no Meta-World policy to complete, or the actions or the encoder's width do not fit it.
     """
-    folder = Path(folder)
-    if not (folder / "import.json").is_file():
-        raise ValueError(f"{folder} holds no imported checkpoint: give the --out folder of `ideomotor import vpdd ...`")
-    left_out = tuple(read_json(folder / "import.json")["left_out"])
-    tokenizer = load_model(folder / "tokenizer", AxialVQVAE, AxialVQVAEConfig)
-    if not (folder / _CONFIG).is_file():
-        return PublishedModels(tokenizer, None, None, None, left_out)
-    config = config_from_json(PublishedVPDD, read_json(folder / _CONFIG))
-    predictor = load_model(folder / "predictor", PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig)
-    policy: Policy | None = None
-    if (folder / "policy").is_dir():
-        if isinstance(config.policy, MultiviewGPTPolicyConfig):
-            policy = load_model(folder / "policy", MultiviewGPTPolicy, MultiviewGPTPolicyConfig)
-        else:
-            policy = load_model(folder / "policy", GPTDiffusionPolicy, GPTDiffusionPolicyConfig)
-    return PublishedModels(tokenizer, predictor, policy, config, left_out)
+    if text is not None and models.config is not None:
+        config = replace(models.config, text=text)
+        text_encoder(config)
+        models = models._replace(config=config)
+    if demonstrations is None:
+        return models
+    if models.config is None or not isinstance(models.policy, GPTDiffusionPolicy):
+        raise ValueError("the checkpoint holds no policy for Meta-World: leave out --demonstrations, or import another")
+    actions = torch.from_numpy(all_actions(open_dataset(demonstrations)))
+    return models._replace(bins=fitted_bins(models.config, actions))
 
 
 def models_of(content: Mapping[str, Any], weights: Weights = "ema") -> PublishedModels:
@@ -140,20 +133,28 @@ def models_of(content: Mapping[str, Any], weights: Weights = "ema") -> Published
         PerceiverDiffusionPredictorConfig(**names.predictor_config(parts.predictor)),
         names.predictor_from_published(parts.predictor),
     )
-    config = PublishedVPDD(steps=parts.steps, predictor=predictor.config)
+    policy_config: GPTDiffusionPolicyConfig | MultiviewGPTPolicyConfig
     if parts.policy is None:
         policy = None
         rlbench = parts.action_classes == MultiviewGPTPolicyConfig().classes  # no other benchmark has that many
         kind = MultiviewGPTPolicyConfig if rlbench else GPTDiffusionPolicyConfig
-        config = _with_policy(config, kind(classes=parts.action_classes))
+        policy_config = kind(classes=parts.action_classes)
     else:
         policy = _policy(parts.policy)
-        config = _with_policy(config, policy.config)
+        policy_config = policy.config
         if policy.config.classes != parts.action_classes:
             raise ValueError(
                 f"the action model has {policy.config.classes} classes, the noise schedule beside it "
                 f"{parts.action_classes}: the checkpoint was put together by hand"
             )
+    config = PublishedVPDD(
+        size=predictor.config.grid[0] * tokenizer.config.strides[1],
+        steps=parts.steps,
+        tokenizer=tokenizer.config,
+        predictor=predictor.config,
+        policy=policy_config,
+        first_weight=10.0 if isinstance(policy_config, MultiviewGPTPolicyConfig) else 5.0,
+    )
     return PublishedModels(tokenizer, predictor, policy, config, parts.left_out)
 
 
@@ -192,7 +193,7 @@ def read_checkpoint(source: Path) -> Mapping[str, Any]:
 
 
 def _tokenizer_alone(state: Mapping[str, Tensor], strides: tuple[int, int, int] | None) -> PublishedModels:
-    return PublishedModels(_tokenizer(state, strides), None, None, None, ())
+    return PublishedModels(_tokenizer(state, strides), None, None, None)
 
 
 def _tokenizer(state: Mapping[str, Tensor], strides: tuple[int, int, int] | None) -> AxialVQVAE:
@@ -224,11 +225,6 @@ def _check_codebooks(content: Mapping[str, Any]) -> None:
             "the checkpoint's copies of the codebook differ between its entries or its networks: keep one entry alone, "
             'for example torch.save({"model": checkpoint["model"]}, new_path), and give --weights model'
         )
-
-
-def _with_policy(config: PublishedVPDD, policy: GPTDiffusionPolicyConfig | MultiviewGPTPolicyConfig) -> PublishedVPDD:
-    first = 10.0 if isinstance(policy, MultiviewGPTPolicyConfig) else 5.0
-    return PublishedVPDD(steps=config.steps, predictor=config.predictor, policy=policy, first_weight=first)
 
 
 def _tensors(content: Any, where: str) -> dict[str, Tensor]:

@@ -1,20 +1,7 @@
 """VPDD as published: one mask-and-replace diffusion over video and action tokens, undone by two networks together.
 
-Each network foretells the clean tokens of its own part; both are called at every one of 100 steps. Where the published
-code does another thing than the paper says, the preset ``published`` does what the code does, and ``paper`` what the
-paper says:
-
-| | ``published`` | ``paper`` |
-|---|---|---|
-| noise | masks; a mass of 1e-6 is replaced | masks, and replaces a tenth of all tokens halfway (our figure) |
-| replacements | of every group reach every position, kept out only in sampling | stay in their group |
-| pre-training | 16 action positions of class 0, a constant in loss and time sampling | video alone |
-| dropout of the action model while acting | on: the code never switches it off | off |
-
-In both, differing from the code: a tokenizer's codebook is not wiped when training resumes (its flag is saved); times
-drawn twice in a batch enter the time sampler's memory with their mean, not with whichever is written last; guidance,
-which the code holds and never calls, is not offered; and bins fit their heads (the documented command trains heads of
-256 classes on 48 bins).
+Each network foretells the clean tokens of its own part; both are called at every one of 100 steps. The settings, and
+what the presets ``published`` and ``paper`` do differently, are in ``systems.vpdd_published_config``.
 
 Source: VPDD (2402.14407); the diffusion is UniD3's (2211.14842).
 """
@@ -22,72 +9,25 @@ Source: VPDD (2402.14407); the diffusion is UniD3's (2211.14842).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ideomotor.diffusion.discrete import MaskReplace, TimeSampler, posterior_loss
 from ideomotor.diffusion.samplers import ancestral
-from ideomotor.diffusion.schedule import Vocabulary, hybrid_schedule, linear_schedule
-from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPolicyConfig
-from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig, Viewed
-from ideomotor.predictors.perceiver_diffusion import (
-    Observed,
-    PerceiverDiffusionPredictor,
-    PerceiverDiffusionPredictorConfig,
-)
+from ideomotor.diffusion.schedule import Vocabulary
+from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy
+from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, Viewed
+from ideomotor.predictors.perceiver_diffusion import Observed, PerceiverDiffusionPredictor
 from ideomotor.systems.vpdd import VIEW, TextEncoder
+from ideomotor.systems.vpdd_published_config import PublishedVPDD
 from ideomotor.tokenizers.axial_vqvae import AxialVQVAE
 from ideomotor.types import Borrowed, Clip, Losses
 
 Network = Callable[[Int[Tensor, "b n"], Int[Tensor, " b"]], Float[Tensor, "b n k"]]
 ActionLogits = Callable[[Int[Tensor, "b m"], Int[Tensor, " b"], Float[Tensor, "b n d"]], Float[Tensor, "b m k"]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedVPDD:
-    """Everything about one VPDD of the published kind.
-
-    Attributes:
-        steps: of the diffusion, each a call of both networks.
-        replace: share of tokens that hold a drawn class halfway; None is the code's schedule, which hardly replaces.
-        top_p: clean classes beyond the likeliest that reach this probability are never drawn.
-        auxiliary: weight of the cross-entropy of the clean tokens.
-        as_coded: computes the noise as the code does, replacements across groups included.
-        idle_actions: pre-training has action positions too, which hold class 0 and are foretold by nothing.
-        dropout_acting: the action model's dropout stays on while it acts.
-        first_weight: weight of the first four action positions in the logged (never trained) action loss.
-    """
-
-    steps: int = 100
-    replace: float | None = None
-    top_p: float = 0.88
-    auxiliary: float = 5e-4
-    as_coded: bool = True
-    idle_actions: bool = True
-    dropout_acting: bool = True
-    first_weight: float = 5.0
-    predictor: PerceiverDiffusionPredictorConfig = field(default_factory=PerceiverDiffusionPredictorConfig)
-    policy: GPTDiffusionPolicyConfig | MultiviewGPTPolicyConfig = field(default_factory=GPTDiffusionPolicyConfig)
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Video codes, action classes, and one mask."""
-        return Vocabulary((self.predictor.codes, self.policy.classes))
-
-    def process(self, *, actions: bool = True) -> MaskReplace:
-        """Returns the noise over a latent frame and, with ``actions``, a chunk after it."""
-        vocabulary = self.vocabulary
-        schedule = (
-            linear_schedule(vocabulary, self.steps)
-            if self.replace is None
-            else hybrid_schedule(vocabulary, self.steps, self.replace)
-        )
-        layout = vocabulary.layout((self.predictor.tokens, self.policy.tokens if actions else 0))
-        return MaskReplace(vocabulary, schedule, layout, published=self.as_coded)
 
 
 @runtime_checkable
@@ -255,27 +195,19 @@ def sample(
     head: ActionLogits | None = None,
     generator: torch.Generator | None = None,
     pick: Callable[[Float[Tensor, "b n vocab"]], Int[Tensor, "b n"]] | None = None,
+    barred: Bool[Tensor, "action k"] | None = None,
 ) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b m"]]:
     """Returns the foretold latent frame's tokens and the ids of the chunk's bins, by the whole chain from masks alone.
 
     Without a ``head`` the video is foretold alone, and there are no ids. ``generator`` and ``pick`` are those of
-    ``diffusion.samplers.ancestral``.
+    ``diffusion.samplers.ancestral``; ``barred`` are ids of each dimension of an action that are never drawn.
     """
     process = config.process(actions=head is not None).to(history.device)
     network = joint_network(predictor, predictor.observe(history, text), config.vocabulary, head)
     start = history.new_full((len(history), len(process.group)), config.vocabulary.mask_id)
-    tokens = ancestral(network, start, process, config.top_p, generator, pick)
-    return tokens[:, : config.predictor.tokens], tokens[:, config.predictor.tokens :] - config.predictor.codes
-
-
-def published() -> PublishedVPDD:
-    """What the published code does, for Meta-World."""
-    return PublishedVPDD()
-
-
-def paper() -> PublishedVPDD:
-    """What the paper says, for Meta-World, with the published networks."""
-    return PublishedVPDD(replace=0.1, as_coded=False, idle_actions=False, dropout_acting=False)
-
-
-PRESETS: dict[str, Callable[[], PublishedVPDD]] = {"published": published, "paper": paper}
+    video, codes = config.predictor.tokens, config.predictor.codes
+    never = torch.zeros_like(process.foreign)
+    if barred is not None and head is not None:
+        never[video:, codes:] = barred.to(never.device).repeat(config.policy.chunk, 1)
+    tokens = ancestral(network, start, process, config.top_p, generator, pick, never)
+    return tokens[:, :video], tokens[:, video:] - codes

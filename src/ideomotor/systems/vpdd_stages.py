@@ -5,26 +5,35 @@ Every OUT folder is self-contained: it holds the models of the earlier stages th
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import nn
 
-from ideomotor.data.formats import open_dataset
 from ideomotor.evaluation.episodes import EpisodeResult
-from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
-from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, read_facts, recorded_actions, tokenized
-from ideomotor.systems.trials import View, roll_out
-from ideomotor.systems.vpdd import VIEW, VPDD, ActionDenoising, Stage, TextEncoder, VideoDenoising, VPDDAgent
+from ideomotor.systems import vpdd_published_stages as published
+from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, recorded_actions, tokenized
+from ideomotor.systems.stages import (
+    FAST_FILE,
+    PUBLISHED_FILE,
+    camera_of,
+    encoder_named,
+    fit,
+    look,
+    open_run,
+    read_config,
+    refuse_strides,
+    view_of,
+)
+from ideomotor.systems.trials import roll_out
+from ideomotor.systems.vpdd import VPDD, ActionDenoising, Dial, TextEncoder, VideoDenoising, VPDDAgent
 from ideomotor.tokenizers.vqvae3d import VQVAE3D, VQVAE3DConfig
-from ideomotor.training.checkpoint import fingerprint, load_model, write_json
-from ideomotor.training.config import config_from_json, config_to_json, differences
+from ideomotor.training.checkpoint import fingerprint, load_model
+from ideomotor.training.config import config_to_json, differences
 from ideomotor.training.run import Run
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -45,8 +54,7 @@ def text_encoder(config: VPDD) -> TextEncoder:
     Raises:
         ValueError: its vectors are not as wide as the predictor or the policy expects.
     """
-    encoders = {"sentence": SentenceEncoder, "hashed": HashedWords}
-    encoder = encoders[config.text]() if config.text in encoders else ClipText(config.text)
+    encoder = encoder_named(config.text)
     for part, width in (("predictor", config.predictor.text_width), ("policy", config.policy.text_width)):
         if width != encoder.width:
             raise ValueError(
@@ -56,35 +64,6 @@ def text_encoder(config: VPDD) -> TextEncoder:
     return encoder
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageSettings:
-    """All that decides what a stage leaves; a resumed run must have the same."""
-
-    model: VPDD
-    data: DataOptions | None = None
-    trained_on: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprints of the data sets, by path, and of the models of earlier stages."""
-
-
-def open_run(
-    out: Path,
-    config: VPDD,
-    seed: int,
-    fresh: bool = False,
-    data: DataOptions | None = None,
-    trained_on: Mapping[str, str] | None = None,
-) -> Run:
-    """Returns the stage's run, and leaves the model's config beside it."""
-    if data is not None:  # a command's own options are a DataOptions and more; where the cache lies decides nothing
-        facts = {option.name: getattr(data, option.name) for option in fields(DataOptions)}
-        data = DataOptions(**facts | {"cache": Path()})
-    settings = StageSettings(model=config, data=data, trained_on=trained_on or {})
-    run = Run(out, seed=seed, config=settings, fresh=fresh, save_steps=config.save_every)
-    if run.processes.is_main:
-        write_json(out / "vpdd.json", config_to_json(config))
-    return run
-
-
 def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
     """Returns the models of a finished stage, on ``device``.
 
@@ -92,12 +71,11 @@ def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
         ValueError: the folder is none of a VPDD stage, or the stage has not finished.
     """
     folder = Path(folder)
-    if not (folder / "vpdd.json").is_file():
-        raise ValueError(f"{folder} holds no VPDD stage (vpdd.json): give the --out folder of `ideomotor vpdd ...`")
-    try:
-        config = config_from_json(VPDD, json.loads((folder / "vpdd.json").read_text()))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'vpdd.json'} cannot be read: {error}") from error
+    if (folder / PUBLISHED_FILE).is_file():
+        raise ValueError(f"{folder} holds VPDD in its published form: give a --preset of that form, or another folder")
+    if not (folder / FAST_FILE).is_file():
+        raise ValueError(f"{folder} holds no VPDD stage ({FAST_FILE}): give the --out folder of `ideomotor vpdd ...`")
+    config = read_config(folder / FAST_FILE, VPDD)
 
     def saved(name: str, cls: Callable[[Any], Model], config_cls: type) -> Model | None:
         return load_model(folder / name, cls, config_cls, device) if (folder / name).is_dir() else None
@@ -113,7 +91,7 @@ def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
 def train_tokenizer(config: VPDD, clips: TrainingClips, run: Run) -> None:
     """Clip -> tokens -> the clip again."""
     tokenizer = VQVAE3D(config.tokenizer)
-    _fit(tokenizer, config.tokenizer_stage, clips, run)
+    fit(tokenizer, config.tokenizer_stage, clips, run)
     run.save(tokenizer, config.tokenizer, "tokenizer")
 
 
@@ -121,7 +99,7 @@ def pretrain(config: VPDD, clips: TrainingClips, tokenizer: VQVAE3D, run: Run) -
     """Actionless clip -> tokens -> masked future tokens -> the tokens themselves."""
     predictor = DiscreteDiffusionPredictor(config.predictor)
     objective = VideoDenoising(predictor, tokenizer, text_encoder(config))
-    _fit(objective, config.pretrain_stage, clips, run)
+    fit(objective, config.pretrain_stage, clips, run)
     run.save(tokenizer, tokenizer.config, "tokenizer")
     run.save(predictor, config.predictor, "predictor")
 
@@ -152,16 +130,11 @@ def finetune(
         config.jitter,
         config.reveal,
     )
-    _fit(objective, config.finetune_stage, clips, run)
+    fit(objective, config.finetune_stage, clips, run)
     if tokenizer is not None and predictor is not None:
         run.save(tokenizer, tokenizer.config, "tokenizer")
         run.save(predictor, predictor.config, "predictor")
     run.save(policy, config.policy, "policy")
-
-
-def _fit(objective: nn.Module, stage: Stage, clips: TrainingClips, run: Run) -> None:
-    learner = run.learner(objective, stage.optim, stage.steps)
-    run.fit(clips.loader(stage, run), learner, steps=stage.steps, held_out=clips.held_out(stage))
 
 
 def run_tokenizer(data: DataOptions, config: VPDD, out: Path, seed: int, fresh: bool) -> None:
@@ -198,11 +171,7 @@ def run_finetune(
 ) -> None:
     """``ideomotor vpdd finetune``: opens the demonstrations and trains, unless the run has finished."""
     seen = look(data)
-    if any(stride != config.window.stride for stride in data.strides):
-        raise ValueError(
-            f"--strides is {data.strides}, and the policy looks every {config.window.stride} frames when it acts: "
-            "leave --strides to pre-training, and set --window.stride for all stages"
-        )
+    refuse_strides(data, config.window.stride)
     if (predictor_from is None) != (config.policy.features == (0, 0)):
         raise ValueError(
             "a policy with foresight needs --predictor-from, and one without it --policy.features 0 0: give one of them"
@@ -230,11 +199,6 @@ def run_finetune(
                     sources.train, tokenizer, config, data.cache, actions=True, validation=sources.validation
                 )
             finetune(config, clips, tokenizer, predictor, run)
-
-
-def look(data: DataOptions) -> dict[str, str]:
-    """Opens every data set once and returns their fingerprints: a mistyped path must not claim the folder of a run."""
-    return {str(path): open_dataset(path).fingerprint for path in data.data}
 
 
 def fitting_predictor(models: Models, config: VPDD, folder: Path) -> DiscreteDiffusionPredictor:
@@ -292,6 +256,27 @@ def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPDDAgent:
     return VPDDAgent(config, policy, predictor, tokenizer, text_encoder(config))
 
 
+def turn(agent: VPDDAgent, dial: Dial) -> None:
+    """Turns the agent's imagine dial.
+
+    Raises:
+        ValueError: there is no such setting, or the policy cannot act at it.
+    """
+    if dial not in get_args(Dial):
+        raise ValueError(f"dial is {dial!r}; wanted one of {', '.join(get_args(Dial))}")
+    if dial != "none" and agent.predictor is None:
+        raise ValueError(
+            f"dial is {dial}; this policy has no foresight at all: take none, or one with --predictor-from"
+        )
+    policy = agent.policy.config
+    if dial == "none" and agent.predictor is not None and policy.foresight_dropout == 0:
+        raise ValueError(
+            "dial is none; this policy never learned to act without foresight: fine-tune with "
+            "--policy.foresight-dropout 0.1, or take features"
+        )
+    agent.dial = dial
+
+
 def evaluate(
     folder: Path,
     tasks: Sequence[str],
@@ -299,27 +284,27 @@ def evaluate(
     log: Path,
     workers: int = 2,
     device: str | torch.device = "cpu",
+    dial: Dial | None = None,
     **options: Any,
 ) -> list[EpisodeResult]:
-    """Rolls a fine-tuned policy out on held-out goals, on ``device``; see ``trials.roll_out`` for the options.
+    """Rolls a fine-tuned policy of either form out on held-out goals, on ``device``.
 
-    It looks through the camera that it was fine-tuned on, unless another is named.
+    See ``trials.roll_out`` for the options.
 
-    The log keeps the episodes under the policy's fingerprint, unless ``arm`` names it: another policy in the same
-    folder is tried anew.
+    It looks through the camera that it was fine-tuned on, unless another is named, and imagines as far as ``dial``
+    says; by default as its settings do.
+
+    The log keeps the episodes under the policy's fingerprint, and the dial where it is not at "features", unless
+    ``arm`` names it: another policy in the same folder, or another turn of the dial, is tried anew.
     """
+    options["camera"] = options.get("camera") or camera_of(folder)
+    if (Path(folder) / PUBLISHED_FILE).is_file():
+        if dial is not None:
+            raise ValueError(f"{folder} holds the published form, which always imagines in full: leave out --dial")
+        return published.evaluate(folder, tasks, episodes, log, workers, device, **options)
     agent = load_agent(folder, device)
-    config, policy = agent.config, agent.policy
-    view = View(
-        camera=VIEW,
-        size=config.size,
-        context=config.window.context,
-        stride=config.window.stride,
-        execute=config.execute,
-        action_width=policy.config.action_width,
-    )
-    cameras = {facts.camera for facts in read_facts(folder)}
-    if options.get("camera") is None and len(cameras) == 1:
-        options["camera"] = cameras.pop()
-    options.setdefault("arm", fingerprint(policy, policy.config)[:12])
-    return roll_out(agent, view, tasks, episodes, log, workers, **options)
+    if dial is not None:
+        turn(agent, dial)
+    suffix = "" if agent.dial == "features" else f"-{agent.dial}"
+    options.setdefault("arm", fingerprint(agent.policy, agent.policy.config)[:12] + suffix)
+    return roll_out(agent, view_of(agent.config), tasks, episodes, log, workers, **options)

@@ -1,0 +1,118 @@
+"""What the stages of both forms of VPDD share: the run and its settings, a look at the data, the encoder, the fit.
+
+A stage's folder says by its config file which form it is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from ideomotor.data.formats import open_dataset
+from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
+from ideomotor.systems.sources import DataOptions, TrainingClips, read_facts
+from ideomotor.systems.trials import View
+from ideomotor.systems.vpdd import VIEW, VPDD, Stage
+from ideomotor.systems.vpdd_published_config import PublishedVPDD
+from ideomotor.training.checkpoint import read_json, write_json
+from ideomotor.training.config import config_from_json, config_to_json
+from ideomotor.training.run import Run
+
+Config = TypeVar("Config", VPDD, PublishedVPDD)
+FAST_FILE, PUBLISHED_FILE = "vpdd.json", "vpdd_published.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """All that decides what a stage leaves; a resumed run must have the same."""
+
+    model: VPDD | PublishedVPDD
+    data: DataOptions | None = None
+    trained_on: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the data sets, by path, and of the models of earlier stages."""
+
+
+def open_run(
+    out: Path,
+    config: VPDD | PublishedVPDD,
+    seed: int,
+    fresh: bool = False,
+    data: DataOptions | None = None,
+    trained_on: Mapping[str, str] | None = None,
+) -> Run:
+    """Returns the stage's run, and leaves the model's config beside it."""
+    if data is not None:  # a command's own options are a DataOptions and more; where the cache lies decides nothing
+        facts = {option.name: getattr(data, option.name) for option in fields(DataOptions)}
+        data = DataOptions(**facts | {"cache": Path()})
+    settings = StageSettings(model=config, data=data, trained_on=trained_on or {})
+    run = Run(out, seed=seed, config=settings, fresh=fresh, save_steps=config.save_every)
+    if run.processes.is_main:
+        ours, other = (FAST_FILE, PUBLISHED_FILE) if isinstance(config, VPDD) else (PUBLISHED_FILE, FAST_FILE)
+        write_json(out / ours, config_to_json(config))
+        (out / other).unlink(missing_ok=True)  # of a run that --fresh threw away
+    return run
+
+
+def read_config(path: Path, cls: type[Config]) -> Config:
+    """Returns the config that a stage left.
+
+    Raises:
+        ValueError: it was damaged, or written by another version.
+    """
+    try:
+        return config_from_json(cls, read_json(path))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def look(data: DataOptions) -> dict[str, str]:
+    """Opens every data set once and returns their fingerprints: a mistyped path must not claim the folder of a run."""
+    return {str(path): open_dataset(path).fingerprint for path in data.data}
+
+
+def refuse_strides(data: DataOptions, stride: int) -> None:
+    """Refuses demonstrations whose frames are taken at other distances than the policy looks at when it acts.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if any(other != stride for other in data.strides):
+        raise ValueError(
+            f"--strides is {data.strides}, and the policy looks every {stride} frames when it acts: "
+            "leave --strides to pre-training, and set --window.stride for all stages"
+        )
+
+
+def encoder_named(text: str, unit: bool = True) -> SentenceEncoder | HashedWords | ClipText:
+    """Returns the encoder of that name, or the CLIP in the folder of that name; ``unit`` as in ``ClipText``."""
+    if text == "sentence":
+        return SentenceEncoder()
+    return HashedWords() if text == "hashed" else ClipText(text, unit)
+
+
+def fit(objective: nn.Module, stage: Stage, clips: TrainingClips, run: Run) -> None:
+    """Trains the objective for the stage's steps."""
+    learner = run.learner(objective, stage.optim, stage.steps)
+    run.fit(clips.loader(stage, run), learner, steps=stage.steps, held_out=clips.held_out(stage))
+
+
+def view_of(config: VPDD | PublishedVPDD) -> View:
+    """Returns what a policy of that config sees and does."""
+    return View(
+        camera=VIEW,
+        size=config.size,
+        context=config.window.context,
+        stride=config.window.stride,
+        execute=config.execute,
+        action_width=config.policy.action_width,
+    )
+
+
+def camera_of(folder: Path) -> str | None:
+    """Returns the camera that the stage in ``folder`` learned through; None where it noted none, or several."""
+    cameras = {facts.camera for facts in read_facts(folder)}
+    return cameras.pop() if len(cameras) == 1 else None
