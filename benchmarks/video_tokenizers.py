@@ -45,7 +45,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A tokenizer to compare, and how it is trained."""
+    """A tokenizer to compare, and how it is trained; rows are kept by its name, so a changed one needs a new name."""
 
     name: str
     config: AxialVQVAEConfig | VQVAE3DConfig
