@@ -1,10 +1,12 @@
 """A made-up run, to be shown: every figure and every video in it is invented."""
 
+import dataclasses
 import io
 import math
 
 import numpy as np
 
+from ideomotor.evaluation.dial import DialPoint, dial_point
 from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.evaluation.report import (
     Curve,
@@ -74,6 +76,12 @@ def encode(frames: list[np.ndarray], fps: int = 10) -> bytes:
     return target.getvalue()
 
 
+def made_up_dial() -> list[DialPoint]:
+    tried = {"none": (2.1, 0.7), "features": (4.9, 0.82), "half": (13.0, 0.83), "full": (24.5, 0.86)}
+    points = [dial_point(name, made_up_results(name, (share,) * 5)) for name, (_, share) in tried.items()]
+    return [dataclasses.replace(point, cpu_ms=tried[point.name][0]) for point in points]
+
+
 def made_up_report(film=None) -> ReportData:
     """A whole report; ``film(first, last, blur)`` makes its videos, by default bytes that only begin like one."""
     film = film or (lambda first, last, blur=0.0: NO_VIDEO)
@@ -123,6 +131,7 @@ def made_up_report(film=None) -> ReportData:
         arms={"pretrained": summarize(ours, TASKS), "control": summarize(control, TASKS)},
         comparison=compare(ours, control),
         imagination=Imagination(moving_psnr=23.4, repeat_last_moving_psnr=18.9, num_clips=64, clips=clips),
+        dial=made_up_dial(),
         rollouts=[RolloutVideo(result=result, video=film(0.0, 1.0)) for result in shown],
         curves=[
             loss(3.0, 0.02, "reconstruction", "tokenizer"),

@@ -32,6 +32,16 @@ class Line(NamedTuple):
     values: Sequence[float]
 
 
+class Mark(NamedTuple):
+    """A named choice: its cost, and a share in 0..1 with its interval."""
+
+    name: str
+    cost: float
+    share: float
+    low: float
+    high: float
+
+
 def bars(rows: Sequence[Bar], label: str, height: int = 12) -> str:
     """Returns horizontal bars from 0 to 100 % with whiskers, as wide as what holds them."""
     gap = max(3, height // 3)
@@ -101,6 +111,52 @@ def lines(series: Sequence[Line], label: str) -> str:
     return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{drawing}</svg>'
 
 
+def costs(marks: Sequence[Mark], label: str) -> str:
+    """Returns a chart of shares over costs: a dot each with its whisker and name, joined in order of cost.
+
+    The cost's axis is logarithmic; a cost below a thousandth counts as one.
+    """
+    width, height, left, right, top, bottom = 340, 230, 46, 16, 22, 40
+    ordered = sorted((max(mark.cost, 1e-3), mark) for mark in marks)
+    low, high = ordered[0][0] / 1.6, ordered[-1][0] * 1.6  # room beside the first and the last
+
+    def across(cost: float) -> float:
+        return left + (width - left - right) * math.log(cost / low) / math.log(high / low)
+
+    def up(share: float) -> float:
+        return height - bottom - (height - bottom - top) * share
+
+    parts = []
+    for share_ in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = up(share_)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * share_:.0f}%</text>')
+    for tick in _one_two_five(low, high):
+        x = across(tick)
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{height - bottom}" y2="{height - bottom + 4}"/>'
+        )
+        parts.append(f'<text x="{x:.1f}" y="{height - bottom + 17}" text-anchor="middle">{_number(tick)}</text>')
+    middle = (left + width - right) / 2
+    parts.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">CPU-ms a step</text>')
+    places = [(across(cost), up(mark.share)) for cost, mark in ordered]
+    parts.append(f'<path class="line way" d="{_pen(places)}"/>')
+    named = (-math.inf, 0.0)  # where the last name stands
+    for (x, y), (_, mark) in zip(places, ordered, strict=True):
+        ends = (up(mark.low), up(mark.high))
+        whisker = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>' + "".join(
+            f'<line x1="{x - 4:.1f}" x2="{x + 4:.1f}" y1="{end:.1f}" y2="{end:.1f}"/>' for end in ends
+        )
+        parts.append(f'<g class="whisker">{whisker}</g><circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
+        above = ends[1] - 6
+        if abs(x - named[0]) < 52 and abs(above - named[1]) < 12:  # the name before is in the way
+            above = named[1] - 12
+        named = (x, above)
+        parts.append(f'<text class="name" x="{x:.1f}" y="{above:.1f}" text-anchor="middle">{escape(mark.name)}</text>')
+    drawing = "".join(parts)
+    return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{drawing}</svg>'
+
+
 def _pen(points: Sequence[tuple[float, float] | None]) -> str:
     """Returns the path through the points, lifted at None; a point alone has no length and shows as a round dot."""
     commands, down = [], False
@@ -152,6 +208,16 @@ def _log_ticks(low: float, high: float) -> list[float]:
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     every = max(1, math.ceil((last - first + 1) / 6))
     return [10.0**power for power in range(first, last + 1, every)]
+
+
+def _one_two_five(low: float, high: float) -> list[float]:
+    """Returns numbers 1, 2 and 5 times a power of ten within the range, or powers of ten alone where those are many.
+
+    There is one at least where ``high`` is 2.5 times ``low`` or more.
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [tick for power in powers for factor in (1, 2, 5) if low <= (tick := factor * 10.0**power) <= high]
+    return ticks if len(ticks) <= 7 else _log_ticks(low, high)
 
 
 def _number(value: float) -> str:

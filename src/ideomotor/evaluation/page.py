@@ -16,7 +16,7 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from ideomotor.evaluation import charts
+from ideomotor.evaluation import charts, dial
 from ideomotor.evaluation import wording as say
 from ideomotor.evaluation.statistics import Estimate
 
@@ -61,6 +61,8 @@ def render(data: ReportData) -> str:
         protocol=_pairs(data.protocol, "The protocol of this run") or _not_yet("The protocol was not given."),
         imagination=_imagination(data),
         tasks=_tasks(data.arms),
+        dial=dial.section(data.dial),
+        dial_link='<a href="#dial">Dial</a>' if data.dial else "",
         rollouts=_rollouts(data.rollouts),
         training=_training(data),
         cost=_cost(data.stages),

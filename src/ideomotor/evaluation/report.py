@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ideomotor.evaluation import page
+from ideomotor.evaluation.dial import DialPoint
 from ideomotor.evaluation.rollout import EpisodeResult
 from ideomotor.evaluation.statistics import (
     Estimate,
@@ -121,6 +122,7 @@ class ReportData:
         command: what repeats the run, to be typed as it stands.
         protocol: what was run, as names and values (simulator and version, camera, demonstrations, goals, ...).
         arms: by name, "pretrained" and "control".
+        dial: what imagining less or more costs and gains; a part of its own, not missed where there is none.
         settings: the run's whole configuration, as JSON allows it.
         created: date and time, ready to print.
         environment: versions and machine, as names and values.
@@ -134,6 +136,7 @@ class ReportData:
     arms: Mapping[str, Arm] = field(default_factory=dict)
     comparison: Comparison | None = None
     imagination: Imagination | None = None
+    dial: Sequence[DialPoint] = ()
     rollouts: Sequence[RolloutVideo] = ()
     curves: Sequence[Curve] = ()
     stages: Sequence[Stage] = ()
@@ -217,6 +220,16 @@ def as_json(data: ReportData) -> dict[str, Any]:
             "repeat_last_moving_psnr": imagination.repeat_last_moving_psnr,
             "clips": imagination.num_clips,
         },
+        "dial": [
+            {
+                "name": point.name,
+                "cpu_ms": point.cpu_ms,
+                "successes": point.successes,
+                "episodes": point.episodes,
+                "interval": list(point.interval),
+            }
+            for point in data.dial
+        ],
         "stages": [
             {"name": stage.name, "seconds": stage.seconds, "peak_rss_bytes": stage.peak_rss_bytes}
             for stage in data.stages
