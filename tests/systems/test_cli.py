@@ -18,7 +18,7 @@ from ideomotor import cli
 from ideomotor.data.video import VideoFrames, probe
 from ideomotor.evaluation.episodes import EpisodeResult, append, read_log
 from ideomotor.evaluation.statistics import wilson
-from ideomotor.systems import collection, vpdd_stages
+from ideomotor.systems import collection, stages, vpdd_stages
 from ideomotor.systems.collection import CollectionConfig, collect
 from ideomotor.systems.quickstart import QuickstartConfig, claim
 from ideomotor.systems.vpdd import PRESETS
@@ -155,7 +155,7 @@ def test_an_unknown_preset(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert ideomotor(*words, *spelling) == 2
-    assert said(capsys) == "error: there is no preset 'tniy'; did you mean 'tiny'? (presets: fast, tiny)"
+    assert said(capsys) == "error: there is no preset 'tniy'; did you mean 'tiny'? (presets: fast, tiny, published, paper, published-tiny)"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,7 +296,7 @@ def test_a_stopped_stage_does_not_go_on_with_another_tokenizer(
 ) -> None:
     """Half of the training on one tokenizer's tokens and half on another's is a spoilt model."""
     with monkeypatch.context() as patch:
-        patch.setattr(vpdd_stages, "Run", functools.partial(Run, pause_at=2))
+        patch.setattr(stages, "Run", functools.partial(Run, pause_at=2))
         stage(home, name, tmp_path / "out")
     assert not (tmp_path / "out/done.json").exists()
     assert stage(home, "tokenizer", tmp_path / "tokenizer", "--seed", 7) == 0
@@ -315,7 +315,7 @@ def test_a_stopped_stage_does_not_go_on_with_other_data(
     for name in "ab":
         shutil.copy(video, tmp_path / "mine" / f"{name}.mp4")
     with monkeypatch.context() as patch:
-        patch.setattr(vpdd_stages, "Run", functools.partial(Run, pause_at=2))
+        patch.setattr(stages, "Run", functools.partial(Run, pause_at=2))
         stage(home, "tokenizer", tmp_path / "out", "--data", tmp_path / "mine")
     shutil.copy(video, tmp_path / "mine/c.mp4")
     capsys.readouterr()
@@ -473,7 +473,7 @@ def test_each_turn_of_the_dial_is_tried_anew(home: Path, tmp_path: Path, capsys:
     assert stage(home, "finetune", tmp_path / "blind", "--policy.features", 0, 0) == 0
     capsys.readouterr()
     assert ideomotor("vpdd", "evaluate", tmp_path / "blind", "--dial", "full") == 2
-    assert "dial is full; this policy has no foresight: take none" in said(capsys)
+    assert "dial is full; this policy has no foresight at all: take none" in said(capsys)
     assert stage(home, "finetune", tmp_path / "bound", "--policy.foresight-dropout", 0) == 0
     capsys.readouterr()
     assert ideomotor("vpdd", "evaluate", tmp_path / "bound", "--dial", "none") == 2
@@ -692,3 +692,66 @@ def test_quickstart_needs_two_videos_to_hold_one_out(
     for number in ("nan", "inf"):
         assert ideomotor("quickstart", *few, "--budget-minutes", number) == 2
         assert f"budget_minutes is {number}" in said(capsys)
+
+
+def test_an_error_before_training_leaves_the_folder_free(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stage(home, "finetune", tmp_path / "out", "--policy.action-width", 3) == 2
+    assert "set --policy.action-width 2" in said(capsys)
+    assert stage(home, "finetune", tmp_path / "out") == 0
+
+
+def test_fresh_looks_at_the_data_before_it_deletes(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = home / "data/video/videos/observation.images.main/chunk-000/file-000.mp4"
+    (tmp_path / "mine").mkdir()
+    for name in "ab":
+        shutil.copy(video, tmp_path / "mine" / f"{name}.mp4")
+    assert stage(home, "tokenizer", tmp_path / "out", "--data", tmp_path / "mine") == 0
+    before = (tmp_path / "out/tokenizer/model.safetensors").read_bytes()
+    (tmp_path / "mine/b.mp4").unlink()
+    assert stage(home, "tokenizer", tmp_path / "out", "--data", tmp_path / "mine", "--fresh") == 2
+    assert "a split needs at least 2" in said(capsys)
+    assert (tmp_path / "out/tokenizer/model.safetensors").read_bytes() == before
+
+
+def test_a_trial_of_other_settings_is_not_answered_from_the_log(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, arms = tmp_path / "policy", []
+    shutil.copytree(home / "finetune", policy)
+    monkeypatch.setattr(vpdd_stages, "roll_out", lambda *given, **options: arms.append(options["arm"]) or [])
+    for options in ({}, {}, {"camera": "topview"}, {"look": "default"}, {"dial": "full"}):
+        evaluate(policy, ("red",), 1, tmp_path / "log.jsonl", world="toy", **options)
+    config = json.loads((policy / "vpdd.json").read_text())
+    (policy / "vpdd.json").write_text(json.dumps(config | {"execute": 2}))
+    evaluate(policy, ("red",), 1, tmp_path / "log.jsonl", world="toy")
+    assert arms[0] == arms[1] and len(set(arms)) == 5
+
+
+def test_imagine_does_not_write_over_what_it_reads(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    shutil.copy(home / "data/video/videos/observation.images.main/chunk-000/file-000.mp4", clip)
+    (tmp_path / "link.mp4").symlink_to(clip)
+    before = clip.read_bytes()
+    for out in (clip, tmp_path / "link.mp4"):
+        assert ideomotor("imagine", home / "pretrain", "--input", clip, "--out", out) == 2
+        assert "choose another --out" in said(capsys) and clip.read_bytes() == before
+
+
+def test_a_moved_run_still_knows_what_it_held_out(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "there/video"
+    shutil.copytree(home / "data/video", mine)
+    assert stage(home, "pretrain", tmp_path / "there/out", "--data", mine, "--validation", 0.3) == 0
+    held = json.loads((tmp_path / "there/out/data.json").read_text())["datasets"][0]["held_out"]
+    (tmp_path / "there").rename(tmp_path / "here")
+    here = tmp_path / "here"
+    capsys.readouterr()
+    assert ideomotor("imagine", here / "out", "--input", here / "video", "--out", tmp_path / "x.mp4") == 0
+    assert f"of {held[0]}" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from ideomotor.evaluation.video_metrics import SquaredError, moving_error, repea
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
 from ideomotor.systems.denoising_film import denoising_film
 from ideomotor.systems.panels import HOTTEST, comparison, enlarged
-from ideomotor.systems.sources import read_facts
+from ideomotor.systems.sources import DataFacts, read_facts
 from ideomotor.systems.vpdd import VIEW, imagine
 from ideomotor.systems.vpdd_stages import Models, load_models, text_encoder
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
@@ -116,10 +116,15 @@ def imagine_file(
     models = load_models(model)
     tokenizer, predictor = _foretelling(models)
     config = models.config
-    facts = next((facts for facts in read_facts(model) if facts.path == str(source.resolve())), None)
-    if facts is not None and episode is None and facts.held_out:
-        episode = facts.held_out[0]  # one that was not learned from
-    chosen = _find(source, episode)
+    inside = out.resolve().is_relative_to(source.resolve())  # the file itself, or a place in the data set
+    if inside:
+        raise ValueError(f"{out} would overwrite or join what is read from {source}: choose another --out")
+    episodes = open_dataset(source).episodes
+    facts = _noted(model, source, len(episodes))
+    if facts is not None and episode is None:  # one that was not learned from
+        there = {candidate.id for candidate in episodes}
+        episode = next((name for name in facts.held_out if name in there), None)
+    chosen = _find(source, episodes, episode)
     if stride is None:
         stride = config.window.stride if facts is None else facts.stride
     start = chosen.length // 3 if start is None else start
@@ -130,7 +135,7 @@ def imagine_file(
         raise ValueError(f"rounds is {rounds}, stride is {stride}; both start at 1")
     back = [max(0, start - stride * k) for k in reversed(range(config.window.context))]
     ahead = [min(chosen.length - 1, start + stride * (k + 1)) for k in range(horizon)]
-    camera = next(iter(chosen.frames)) if facts is None else facts.camera
+    camera = facts.camera if facts is not None and facts.camera in chosen.frames else next(iter(chosen.frames))
     frames = read_frames(chosen, camera, back + ahead, (config.size, config.size))[None]
     said = chosen.text if text is None else text
     context, truth = frames[:, : len(back)], frames[:, len(back) :]
@@ -190,8 +195,14 @@ def _measured(
     return lines
 
 
-def _find(source: Path, episode: str | None) -> Episode:
-    episodes = open_dataset(source).episodes
+def _noted(model: Path, source: Path, episodes: int) -> DataFacts | None:
+    """What the model's stage noted of a data set: of that path, or moved with the run, of that name and number."""
+    path, noted = source.resolve(), read_facts(model)
+    moved = [one for one in noted if Path(one.path).name == path.name and one.learned + len(one.held_out) == episodes]
+    return next((one for one in noted if one.path == str(path)), moved[0] if moved else None)
+
+
+def _find(source: Path, episodes: Sequence[Episode], episode: str | None) -> Episode:
     if episode is None:
         return episodes[0]
     for candidate in episodes:

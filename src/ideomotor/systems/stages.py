@@ -47,7 +47,7 @@ def open_run(
     """Returns the stage's run, and leaves the model's config beside it."""
     if data is not None:  # a command's own options are a DataOptions and more; where the cache lies decides nothing
         facts = {option.name: getattr(data, option.name) for option in fields(DataOptions)}
-        data = DataOptions(**facts | {"cache": Path()})
+        data = DataOptions(**facts | {"cache": Path(), "data": tuple(path.resolve() for path in data.data)})
     settings = StageSettings(model=config, data=data, trained_on=trained_on or {})
     run = Run(out, seed=seed, config=settings, fresh=fresh, save_steps=config.save_every)
     if run.processes.is_main:
@@ -71,7 +71,12 @@ def read_config(path: Path, cls: type[Config]) -> Config:
 
 def look(data: DataOptions) -> dict[str, str]:
     """Opens every data set once and returns their fingerprints: a mistyped path must not claim the folder of a run."""
-    return {str(path): open_dataset(path).fingerprint for path in data.data}
+    return {str(path.resolve()): open_dataset(path).fingerprint for path in data.data}
+
+
+def to_train(out: Path, fresh: bool) -> bool:
+    """Says whether the stage in ``out`` has work to do: data are opened before ``--fresh`` deletes anything."""
+    return fresh or not (out / "done.json").is_file()
 
 
 def refuse_strides(data: DataOptions, stride: int) -> None:

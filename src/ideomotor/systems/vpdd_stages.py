@@ -5,6 +5,8 @@ Every OUT folder is self-contained: it holds the models of the earlier stages th
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
@@ -27,6 +29,7 @@ from ideomotor.systems.stages import (
     open_run,
     read_config,
     refuse_strides,
+    to_train,
     view_of,
 )
 from ideomotor.systems.trials import roll_out
@@ -83,6 +86,8 @@ def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
     tokenizer = saved("tokenizer", VQVAE3D, VQVAE3DConfig)
     predictor = saved("predictor", DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig)
     policy = saved("policy", DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig)
+    if tokenizer is None and predictor is None and policy is None and (folder / "done.json").is_file():
+        raise ValueError(f"the models of {folder} are gone, though its stage has finished: train it again with --fresh")
     if tokenizer is None and predictor is None and policy is None:
         raise ValueError(f"the stage in {folder} has not finished: run its command again, it goes on where it stopped")
     return Models(config, tokenizer, predictor, policy)
@@ -139,9 +144,10 @@ def finetune(
 
 def run_tokenizer(data: DataOptions, config: VPDD, out: Path, seed: int, fresh: bool) -> None:
     """``ideomotor vpdd tokenizer``: opens the data and trains, unless the run has finished."""
-    with open_run(out, config, seed, fresh, data, look(data)) as run:
-        if not run.finished:
-            sources = open_sources(data, config, config.tokenizer_stage)
+    seen = look(data)
+    sources = open_sources(data, config, config.tokenizer_stage) if to_train(out, fresh) else None
+    with open_run(out, config, seed, fresh, data, seen) as run:
+        if sources is not None:
             sources.note(out)
             train_tokenizer(config, TrainingClips(sources.train, sources.validation), run)
 
@@ -151,9 +157,9 @@ def run_pretrain(data: DataOptions, config: VPDD, tokenizer_from: Path, out: Pat
     seen = look(data)
     tokenizer = fitting_tokenizer(load_models(tokenizer_from), config, tokenizer_from)
     earlier = seen | {"tokenizer": fingerprint(tokenizer, tokenizer.config)}
+    sources = open_sources(data, config, config.pretrain_stage) if to_train(out, fresh) else None
     with open_run(out, config, seed, fresh, data, earlier) as run:
-        if not run.finished:
-            sources = open_sources(data, config, config.pretrain_stage)
+        if sources is not None:
             sources.note(out)
             tokenizer.to(run.device)
             pretrain(
@@ -188,9 +194,9 @@ def run_finetune(
             "tokenizer": fingerprint(tokenizer, tokenizer.config),
             "predictor": fingerprint(predictor, predictor.config),
         }
+    sources = open_sources(data, config, config.finetune_stage, actions=True) if to_train(out, fresh) else None
     with open_run(out, config, seed, fresh, data, earlier) as run:
-        if not run.finished:
-            sources = open_sources(data, config, config.finetune_stage, actions=True)
+        if sources is not None:
             sources.note(out)
             clips = TrainingClips(sources.train, sources.validation, actions=True)
             if tokenizer is not None:
@@ -294,8 +300,8 @@ def evaluate(
     It looks through the camera that it was fine-tuned on, unless another is named, and imagines as far as ``dial``
     says; by default as its settings do.
 
-    The log keeps the episodes under the policy's fingerprint, and the dial where it is not at "features", unless
-    ``arm`` names it: another policy in the same folder, or another turn of the dial, is tried anew.
+    Unless ``arm`` names it, the log keeps the episodes under a fingerprint of all that decides how they end (models,
+    settings, camera, look), and the dial where it is not at "features": what differs in any is tried anew.
     """
     options["camera"] = options.get("camera") or camera_of(folder)
     if (Path(folder) / PUBLISHED_FILE).is_file():
@@ -306,5 +312,8 @@ def evaluate(
     if dial is not None:
         turn(agent, dial)
     suffix = "" if agent.dial == "features" else f"-{agent.dial}"
-    options.setdefault("arm", fingerprint(agent.policy, agent.policy.config)[:12] + suffix)
+    if "arm" not in options:
+        parts = [fingerprint(part, part.config) for part in (agent.policy, agent.predictor, agent.tokenizer) if part]
+        seen = [options["camera"], options.get("look", "fast"), config_to_json(agent.config)]
+        options["arm"] = hashlib.sha256(json.dumps([parts, seen]).encode()).hexdigest()[:12] + suffix
     return roll_out(agent, view_of(agent.config), tasks, episodes, log, workers, **options)

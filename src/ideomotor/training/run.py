@@ -21,6 +21,7 @@ from torch import nn
 
 from ideomotor.training.checkpoint import (
     check_writable,
+    latest_state,
     load_model,
     load_state,
     read_json,
@@ -115,6 +116,8 @@ class Run:
         if self.processes.is_main:
             if error is None and not self._was_finished:
                 self._finish(peak)
+            elif error is not None and self._claimed and latest_state(self.dir / "state") is None:
+                (self.dir / "run.json").unlink(missing_ok=True)  # nothing was trained, so other settings may follow
             self._lock.close()
 
     @property
@@ -287,10 +290,11 @@ class Run:
         if settings["config"] is not None:
             settings["config"] = config_to_json(settings["config"])
         path = self.dir / "run.json"
-        if path.is_file():
-            self._check_same(read_json(path), settings)
-        else:
+        self._claimed = not path.is_file()
+        if self._claimed:
             write_json(path, settings)
+        else:
+            self._check_same(read_json(path), settings)
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         changed = differences(old, new)
