@@ -1,5 +1,5 @@
-"""A model imagines what comes next, and you watch it: context, then truth on the left and two imagined futures beside
-it.
+"""A model imagines what comes next, and you watch it: context, then truth, two imagined futures, and the first one's
+error.
 
     python examples/imagine_video.py [MODEL CLIP "a sentence" VIDEO]
 

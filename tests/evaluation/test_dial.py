@@ -54,6 +54,6 @@ def test_the_chart_holds_any_costs(costs: tuple[float, ...]) -> None:
     named = re.findall(r'<text class="name" x="([\d.]+)" y="(-?[\d.]+)"', drawing)
     places = [(float(x), float(y)) for x, y in named]
     for i, (x, y) in enumerate(places):
-        assert all(abs(x - u) >= 52 or abs(y - v) >= 12 for u, v in places[:i][-1:])
+        assert all(abs(x - u) >= 17 or abs(y - v) >= 12 for u, v in places[:i][-1:])
     ticks = re.findall(r'y="207" text-anchor="middle">([^<]*)<', drawing)
     assert 1 <= len(ticks) <= 7

@@ -127,10 +127,10 @@ def costs(marks: Sequence[Mark], label: str) -> str:
         return height - bottom - (height - bottom - top) * share
 
     parts = []
-    for share_ in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = up(share_)
+    for level in (0, 25, 50, 75, 100):
+        y = up(level / 100)
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * share_:.0f}%</text>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{level}%</text>')
     for tick in _one_two_five(low, high):
         x = across(tick)
         parts.append(
@@ -141,17 +141,17 @@ def costs(marks: Sequence[Mark], label: str) -> str:
     parts.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">CPU-ms a step</text>')
     places = [(across(cost), up(mark.share)) for cost, mark in ordered]
     parts.append(f'<path class="line way" d="{_pen(places)}"/>')
-    named = (-math.inf, 0.0)  # where the last name stands
+    ended, line = -math.inf, 0.0  # where the last name ends, and how high it stands
     for (x, y), (_, mark) in zip(places, ordered, strict=True):
         ends = (up(mark.low), up(mark.high))
         whisker = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>' + "".join(
             f'<line x1="{x - 4:.1f}" x2="{x + 4:.1f}" y1="{end:.1f}" y2="{end:.1f}"/>' for end in ends
         )
         parts.append(f'<g class="whisker">{whisker}</g><circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
-        above = ends[1] - 6
-        if abs(x - named[0]) < 52 and abs(above - named[1]) < 12:  # the name before is in the way
-            above = named[1] - 12
-        named = (x, above)
+        above, half = ends[1] - 6, 3.4 * len(mark.name) + 2  # a letter is about 7 units wide
+        if x - half < ended and abs(above - line) < 12:  # the name before is in the way
+            above = line - 12
+        ended, line = x + half, above
         parts.append(f'<text class="name" x="{x:.1f}" y="{above:.1f}" text-anchor="middle">{escape(mark.name)}</text>')
     drawing = "".join(parts)
     return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{drawing}</svg>'

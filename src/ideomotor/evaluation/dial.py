@@ -74,7 +74,10 @@ def section(points: Sequence[DialPoint]) -> str:
     )
     note = "Across: processor time of the policy per environment step, logarithmic. Up: success, with Wilson intervals."
     if len({point.episodes for point in points}) > 1:
-        note += " The settings have not all met the same number of episodes."
+        note += (
+            " The settings have not all met the same number of episodes; costs then differ also because more or fewer "
+            "worlds shared a pass."
+        )
     return (
         '<section id="dial" aria-labelledby="h-dial"><h2 id="h-dial">How much to imagine</h2>'
         "<p>The same policy, which imagines less or more before it acts: what that costs, and what it gains.</p>"
