@@ -155,7 +155,9 @@ def test_an_unknown_preset(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert ideomotor(*words, *spelling) == 2
-    assert said(capsys) == "error: there is no preset 'tniy'; did you mean 'tiny'? (presets: fast, tiny, published, paper, published-tiny)"
+    line = said(capsys)
+    assert line.startswith("error: there is no preset 'tniy'; did you mean 'tiny'? (presets: fast, tiny")
+    assert ("published" in line) == (words[0] == "vpdd")
     assert list(tmp_path.iterdir()) == []
 
 
