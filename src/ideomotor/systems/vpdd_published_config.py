@@ -186,7 +186,7 @@ def published_tiny() -> PublishedVPDD:
         classes=16, text_width=384, places=34, trunk=GPTConfig(width=32, layers=2, heads=2, inner=64)
     )
     return PublishedVPDD(
-        size=32, window=DistantWindow(ahead=8), steps=8, text="hashed", bins="quantile", save_every=5,
+        size=32, window=DistantWindow(ahead=8), steps=4, text="hashed", bins="quantile", save_every=5,
         tokenizer=tokenizer, predictor=predictor, policy=policy,
         tokenizer_stage=stage, pretrain_stage=stage, finetune_stage=stage,
     )  # fmt: skip
