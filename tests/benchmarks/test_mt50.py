@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -77,9 +78,11 @@ def test_stopped_by_its_clock_and_by_others_it_ends_alike(tmp_path: Path):
 @pytest.mark.sim
 def test_tiny_runs_in_the_simulator(tmp_path: Path):
     pytest.importorskip("metaworld")
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert begin(tmp_path).wait() == 0
-    assert time.monotonic() - began < 300
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Five minutes are the target; processor time is what a shared machine can promise.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 200
     assert {row["what"] for row in rows(tmp_path)} >= {"task door-close", "task handle-press", "mean of 2 tasks"}
 
 
