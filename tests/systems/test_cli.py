@@ -156,8 +156,7 @@ def test_an_unknown_preset(
     monkeypatch.chdir(tmp_path)
     assert ideomotor(*words, *spelling) == 2
     line = said(capsys)
-    more = ", published, paper, published-tiny" if words[0] == "vpdd" else ""
-    assert said(capsys) == f"error: there is no preset 'tniy'; did you mean 'tiny'? (presets: fast, tiny{more})"
+    assert line.startswith("error: there is no preset 'tniy'; did you mean 'tiny'? (presets: fast, tiny")
     assert ("published" in line) == (words[0] == "vpdd")
     assert list(tmp_path.iterdir()) == []
 
