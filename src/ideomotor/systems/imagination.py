@@ -108,17 +108,15 @@ def imagine_file(
     if temperature is None:
         temperature = float(samples > 1)
     _check_sampling(samples, steps, temperature, order, guidance)
-    for path in (out, film):
-        if path is not None:
-            container_of(path)
+    for path in (out, *filter(None, [film])):
+        container_of(path)
+        if path.resolve().is_relative_to(source.resolve()):  # the file itself, or a place in the data set
+            raise ValueError(f"{path} would overwrite or join what is read from {source}: choose another --out or --film")
     if film is not None and film.resolve() == out.resolve():
         raise ValueError(f"film and out are both {out}: give the film a name of its own")
     models = load_models(model)
     tokenizer, predictor = _foretelling(models)
     config = models.config
-    inside = out.resolve().is_relative_to(source.resolve())  # the file itself, or a place in the data set
-    if inside:
-        raise ValueError(f"{out} would overwrite or join what is read from {source}: choose another --out")
     episodes = open_dataset(source).episodes
     facts = _noted(model, source, len(episodes))
     if facts is not None and episode is None:  # one that was not learned from
