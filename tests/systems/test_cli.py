@@ -743,6 +743,9 @@ def test_imagine_does_not_write_over_what_it_reads(
     for out in (clip, tmp_path / "link.mp4"):
         assert ideomotor("imagine", home / "pretrain", "--input", clip, "--out", out) == 2
         assert "choose another --out" in said(capsys) and clip.read_bytes() == before
+    words = ("--input", clip, "--out", tmp_path / "x.mp4", "--film", clip)
+    assert ideomotor("imagine", home / "pretrain", *words) == 2
+    assert "or --film" in said(capsys) and clip.read_bytes() == before and not (tmp_path / "x.mp4").exists()
 
 
 def test_a_moved_run_still_knows_what_it_held_out(

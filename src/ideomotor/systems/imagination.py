@@ -111,7 +111,7 @@ def imagine_file(
     for path in (out, *filter(None, [film])):
         container_of(path)
         if path.resolve().is_relative_to(source.resolve()):  # the file itself, or a place in the data set
-            raise ValueError(f"{path} would overwrite or join what is read from {source}: choose another --out or --film")
+            raise ValueError(f"{path} would overwrite or join the input {source}: choose another --out or --film")
     if film is not None and film.resolve() == out.resolve():
         raise ValueError(f"film and out are both {out}: give the film a name of its own")
     models = load_models(model)
