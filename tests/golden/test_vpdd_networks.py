@@ -19,7 +19,9 @@ from ideomotor.layers.gpt import GPTConfig
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPolicyConfig
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
-from ideomotor.systems.vpdd_published import PublishedVPDD, joint_network, metaworld_head, sample, unified_loss
+from ideomotor.systems.vpdd_published import joint_network, metaworld_head, sample, unified_loss
+from ideomotor.systems.vpdd_published_config import PublishedVPDD
+from ideomotor.tokenizers.axial_vqvae import AxialVQVAEConfig
 
 pytestmark = pytest.mark.golden
 
@@ -145,7 +147,10 @@ def end_to_end(folder):
     data, about = read(folder, "policy_metaworld_end_to_end_tiny")
     state = below("state.", data)
     predictor, policy = predictor_of(below("traj_model.", state), (24, 24)), policy_of(below("act_model.", state))
-    config = PublishedVPDD(steps=about["config"]["n_timesteps"], predictor=predictor.config, policy=policy.config)
+    tokenizer = AxialVQVAEConfig(codes=predictor.config.codes, code_width=predictor.config.code_width)
+    config = PublishedVPDD(
+        steps=about["config"]["n_timesteps"], tokenizer=tokenizer, predictor=predictor.config, policy=policy.config
+    )
     return config, predictor, policy, data
 
 

@@ -220,5 +220,5 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out" / "thesis.txt").write_text("all of it")
     with pytest.raises(ValueError, match="is there already and holds no import: give a new folder"):
         import_vpdd(tmp_path / "a.pt", tmp_path / "out")
-    with pytest.raises(ValueError, match="holds no imported checkpoint"):
+    with pytest.raises(ValueError, match="holds no published VPDD"):
         load_published(tmp_path / "out")
