@@ -15,6 +15,7 @@ pytest.importorskip("av", reason="the video extra is not installed")
 pytest.importorskip("gymnasium", reason="the metaworld extra is not installed")
 
 from ideomotor import cli
+from ideomotor.cli import vpdd as cli_vpdd
 from ideomotor.data.video import VideoFrames, probe
 from ideomotor.evaluation.episodes import EpisodeResult, append, read_log
 from ideomotor.evaluation.statistics import wilson
@@ -100,10 +101,10 @@ VERBS: dict[str, type] = {
     "quickstart": cli.Quickstart,
     "collect": cli.Collect,
     "data": cli.Inspect,
-    "vpdd tokenizer": cli.VPDDTokenizer,
-    "vpdd pretrain": cli.VPDDPretrain,
-    "vpdd finetune": cli.VPDDFinetune,
-    "vpdd evaluate": cli.VPDDEvaluate,
+    "vpdd tokenizer": cli_vpdd.VPDDTokenizer,
+    "vpdd pretrain": cli_vpdd.VPDDPretrain,
+    "vpdd finetune": cli_vpdd.VPDDFinetune,
+    "vpdd evaluate": cli_vpdd.VPDDEvaluate,
     "imagine": cli.Imagine,
     "report": cli.Report,
 }

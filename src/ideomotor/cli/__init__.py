@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol
 
 import tyro
 from rich.console import Console
 
-from ideomotor.systems.sources import DataOptions
+from ideomotor.cli.presets import ALL_PRESETS, named_preset, preset
+from ideomotor.cli.vpdd import stages
 from ideomotor.systems.vpdd import PRESETS, VPDD
-from ideomotor.systems.vpdd_published_config import PRESETS as PUBLISHED_PRESETS
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
 
 console = Console(soft_wrap=True)
@@ -188,122 +186,6 @@ class Import:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageOptions:
-    """Options that every stage has."""
-
-    out: Path
-    """Folder of this stage's run: model, state, logs. The same command goes on where it stopped."""
-    seed: int = 0
-    """Seed of order, noise and initial weights."""
-    fresh: bool = False
-    """Throw away what OUT holds and begin anew."""
-    preset: str = "fast"
-    """Model preset: fast, or tiny to try the plumbing; published, paper or published-tiny for the published form. Every
-    field below can be changed, e.g. --predictor.trunk.layers 8."""
-
-
-Config = Annotated[VPDD | PublishedVPDD, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VPDDTokenizer(StageOptions, DataOptions):
-    """Stage 1: learns to turn clips into tokens and back. Needs no actions and no text."""
-
-    config: Config = field(default_factory=lambda: PRESETS["fast"]())
-
-    def run(self) -> None:
-        """Does it."""
-        from ideomotor.systems import vpdd_published_stages, vpdd_stages
-
-        if isinstance(self.config, PublishedVPDD):
-            vpdd_published_stages.run_tokenizer(self, self.config, self.out, self.seed, self.fresh)
-        else:
-            vpdd_stages.run_tokenizer(self, self.config, self.out, self.seed, self.fresh)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VPDDPretrain(StageOptions, DataOptions):
-    """Stage 2: learns to foretell video tokens from actionless video and its captions."""
-
-    tokenizer_from: Path
-    """OUT of the tokenizer stage."""
-    config: Config = field(default_factory=lambda: PRESETS["fast"]())
-
-    def run(self) -> None:
-        """Does it."""
-        from ideomotor.systems import vpdd_published_stages, vpdd_stages
-
-        if isinstance(self.config, PublishedVPDD):
-            vpdd_published_stages.run_pretrain(self, self.config, self.tokenizer_from, self.out, self.seed, self.fresh)
-        else:
-            vpdd_stages.run_pretrain(self, self.config, self.tokenizer_from, self.out, self.seed, self.fresh)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VPDDFinetune(StageOptions, DataOptions):
-    """Stage 3: learns actions from a few demonstrations, with the foresight of stage 2."""
-
-    predictor_from: Path | None = None
-    """OUT of the pre-training stage; left out, the policy has no foresight (pixels and text; fast form only)."""
-    config: Config = field(default_factory=lambda: PRESETS["fast"]())
-
-    def run(self) -> None:
-        """Does it."""
-        from ideomotor.systems import vpdd_published_stages, vpdd_stages
-
-        if isinstance(self.config, PublishedVPDD):
-            vpdd_published_stages.run_finetune(self, self.config, self.predictor_from, self.out, self.seed, self.fresh)
-        else:
-            vpdd_stages.run_finetune(self, self.config, self.predictor_from, self.out, self.seed, self.fresh)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VPDDEvaluate:
-    """Rolls a fine-tuned policy out in a simulator on goals that no demonstration used; success with intervals."""
-
-    policy: tyro.conf.Positional[Path]
-    """OUT of the fine-tuning stage."""
-    world: Literal["metaworld", "toy"] = "metaworld"
-    """The simulator."""
-    tasks: tuple[str, ...] = ()
-    """Tasks of the world, Meta-World's without "-v3"; by default those of the quickstart."""
-    dial: Literal["none", "features", "half", "full"] | None = None
-    """How far it imagines before it acts: no foresight, that of one pass, of a future decoded in half of the passes, or
-    in all. By default as fine-tuned. For a report, write RUN/rollouts-dial-full.jsonl and the like (--out)."""
-    episodes: int = 20
-    """Episodes a task; each has a goal of its own out of 20 held-out ones."""
-    camera: str | None = None
-    """Camera that the policy looks through; by default the one it was fine-tuned on."""
-    look: Literal["fast", "default"] = "fast"
-    """How pictures are rendered, as in `collect`."""
-    out: Path | None = None
-    """File of finished episodes (JSONL); a rerun skips them. POLICY/rollouts.jsonl by default."""
-    workers: int = 2
-    """Simulator processes."""
-
-    def run(self) -> None:
-        """Does it."""
-        from ideomotor.systems.quickstart import one_thread
-        from ideomotor.systems.quickstart_report import DEFAULT_TASKS
-        from ideomotor.systems.trials import success_table
-        from ideomotor.systems.vpdd_stages import evaluate
-
-        with one_thread():  # as in the quickstart: costs can then be compared, and two would spin as much as they work
-            rows = evaluate(
-                self.policy,
-                self.tasks or DEFAULT_TASKS[self.world],
-                self.episodes,
-                self.out or self.policy / "rollouts.jsonl",
-                self.workers,
-                dial=self.dial,
-                world=self.world,
-                camera=self.camera,
-                look=self.look,
-            )
-        console.print(success_table(rows))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Imagine:
     """Writes a video from a clip and a sentence: the context, then truth | imagined futures | the first one's error."""
 
@@ -377,23 +259,6 @@ class Report:
         console.print(f"report: {report_of(self.run_dir)}")
 
 
-Preset = TypeVar("Preset", VPDD, VPDD | PublishedVPDD)
-ALL_PRESETS: dict[str, Callable[[], VPDD | PublishedVPDD]] = {**PRESETS, **PUBLISHED_PRESETS}
-
-
-def preset(name: str, presets: Mapping[str, Callable[[], Preset]]) -> Preset:
-    """Returns the named one of the presets.
-
-    Raises:
-        ValueError: there is none of that name; the message suggests the nearest.
-    """
-    if name not in presets:
-        near = difflib.get_close_matches(name, presets, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no preset {name!r}{hint} (presets: {', '.join(presets)})")
-    return presets[name]()
-
-
 def main(argv: list[str] | None = None) -> None:
     """The console script. What a user can mend is one line on stderr and exit status 2; with --debug, a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -402,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     presets = ALL_PRESETS if "vpdd" in arguments[:1] else PRESETS
     try:
         command = tyro.cli(
-            _commands(preset(_named_preset(arguments), presets)), args=arguments, prog="ideomotor", description=ABOUT
+            _commands(preset(named_preset(arguments), presets)), args=arguments, prog="ideomotor", description=ABOUT
         )
         getattr(command, "command", command).run()
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError, RuntimeError) as error:
@@ -423,40 +288,9 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(130) from error
 
 
-def _named_preset(arguments: list[str]) -> str:
-    """The preset decides the defaults of every other option, so it is read first."""
-    for place, word in enumerate(arguments):
-        if word == "--preset" and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if word.startswith("--preset="):
-            return word.partition("=")[2]
-    return "fast"
-
-
 def _commands(config: VPDD | PublishedVPDD) -> Any:
     """The tree of verbs; the stages of VPDD start from the preset's config."""
-    missing = tyro.MISSING
-    stages = (
-        Annotated[
-            VPDDTokenizer,
-            tyro.conf.subcommand("tokenizer", default=VPDDTokenizer(out=missing, data=missing, config=config)),
-        ]
-        | Annotated[
-            VPDDPretrain,
-            tyro.conf.subcommand(
-                "pretrain", default=VPDDPretrain(out=missing, data=missing, tokenizer_from=missing, config=config)
-            ),
-        ]
-        | Annotated[
-            VPDDFinetune,
-            tyro.conf.subcommand(
-                "finetune", default=VPDDFinetune(out=missing, data=missing, validation=0.0, config=config)
-            ),
-        ]
-        | Annotated[VPDDEvaluate, tyro.conf.subcommand("evaluate")]
-    )
-    group = make_dataclass("VPDDStages", [("command", Annotated[stages, tyro.conf.arg(name="")])], frozen=True)
-    group.__doc__ = "The three stages of VPDD, and the trial: tokenizer, pretrain, finetune, evaluate."
+    group = stages(config)
     return (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | Annotated[Collect, tyro.conf.subcommand("collect")]

@@ -1,0 +1,37 @@
+"""Which model preset a command line names: it decides the defaults of every other option."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from ideomotor.systems.vpdd import PRESETS, VPDD
+from ideomotor.systems.vpdd_published_config import PRESETS as PUBLISHED_PRESETS
+from ideomotor.systems.vpdd_published_config import PublishedVPDD
+
+Preset = TypeVar("Preset", VPDD, VPDD | PublishedVPDD)
+ALL_PRESETS: dict[str, Callable[[], VPDD | PublishedVPDD]] = {**PRESETS, **PUBLISHED_PRESETS}
+
+
+def preset(name: str, presets: Mapping[str, Callable[[], Preset]]) -> Preset:
+    """Returns the named one of the presets.
+
+    Raises:
+        ValueError: there is none of that name; the message suggests the nearest.
+    """
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"there is no preset {name!r}{hint} (presets: {', '.join(presets)})")
+    return presets[name]()
+
+
+def named_preset(arguments: list[str]) -> str:
+    """The preset decides the defaults of every other option, so it is read first."""
+    for place, word in enumerate(arguments):
+        if word == "--preset" and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if word.startswith("--preset="):
+            return word.partition("=")[2]
+    return "fast"
