@@ -27,7 +27,8 @@ from ideomotor.evaluation.video_metrics import SquaredError, moving_error
 from ideomotor.systems.quickstart import quickstart
 from ideomotor.systems.quickstart_report import QuickstartConfig
 from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources
-from ideomotor.systems.trials import View, roll_out
+from ideomotor.systems.stages import view_of
+from ideomotor.systems.trials import roll_out
 from ideomotor.systems.vpdd import PRESETS, VIEW, imagine
 from ideomotor.systems.vpdd_stages import Models, load_agent, load_models, text_encoder
 from ideomotor.training.config import config_from_json
@@ -64,15 +65,7 @@ def success(run: Path, config: QuickstartConfig, log: Path, steps: int, episodes
     """Returns success in the simulator when actions are decoded in that many passes."""
     agent = load_agent(run / "finetune")
     agent.config = model = replace(agent.config, action_steps=steps)
-    view = View(
-        camera=VIEW,
-        size=model.size,
-        context=model.window.context,
-        stride=model.window.stride,
-        execute=model.execute,
-        action_width=agent.policy.config.action_width,
-    )
-    rows = roll_out(agent, view, config.tasks, episodes, log, world=config.world, arm=f"{steps} evaluations")
+    rows = roll_out(agent, view_of(model), config.tasks, episodes, log, world=config.world, arm=f"{steps} evaluations")
     low, high = wilson(sum(row.success for row in rows), len(rows))[1:]
     cpu = 1000 * sum(row.inference_cpu_seconds for row in rows) / sum(row.steps for row in rows)
     return {

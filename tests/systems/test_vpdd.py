@@ -27,6 +27,7 @@ from ideomotor.systems.vpdd import (
     Stage,
     VideoDenoising,
     VPDDAgent,
+    decode,
     imagine,
     tokens_of,
 )
@@ -472,3 +473,89 @@ def test_training_shows_some_samples_a_part_of_the_future() -> None:
     objective(clip)
     masked = (seen[0] == predictor.future.mask_id).float().mean((1, 2))
     assert 8 <= int((masked == 1).sum()) <= 24 and (masked > 0).all() and len(masked.unique()) > 4
+
+
+# --- several cameras --------------------------------------------------------------------------------------------------
+
+
+def two_views() -> VPDD:
+    """``small`` with a second camera."""
+    config = small()
+    return replace(
+        config,
+        views=2,
+        predictor=replace(config.predictor, grid=(8, 4), views=2),
+        policy=replace(config.policy, views=2, features=(8, 32)),
+    )
+
+
+def stereo(config: VPDD, actions: bool = False) -> list[Source]:
+    """Synthetic clips whose second camera shows them upside down."""
+    dataset = synthetic_dataset(episodes=3, length=30, size=config.size, actions=actions)
+    episodes = tuple(
+        replace(episode, frames={"left": episode.frames["video"], "right": Flipped(episode.frames["video"])})
+        for episode in dataset.episodes
+    )
+    cameras = {"main": "left", "view1": "right"}
+    return [Source(dataset=replace(dataset, episodes=episodes), window=config.window, cameras=cameras)]
+
+
+class Flipped:
+    """Frames upside down."""
+
+    def __init__(self, frames: object) -> None:
+        self.frames, self.shape = frames, frames.shape
+
+    def read(self, indices: list[int], size: tuple[int, int] | None = None) -> Tensor:
+        return self.frames.read(indices, size).flip(-2)
+
+
+def test_two_views_are_coded_apart_and_seen_together(tmp_path: Path) -> None:
+    config = two_views()
+    torch.manual_seed(0)
+    tokenizer, predictor = VQVAE3D(config.tokenizer).eval(), DiscreteDiffusionPredictor(config.predictor).eval()
+    policy = DiscreteDiffusionPolicy(config.policy).eval()
+    shown = stereo(config, actions=True)
+    policy.bins.fit(recorded_actions(shown))
+    clip = next(iter(ClipLoader(shown, 4, 0)))
+    tokens = tokens_of(clip, tokenizer, 2)
+    left, right = (tokenizer.encode(clip.frames[name]) for name in ("main", "view1"))
+    assert torch.equal(tokens, torch.cat([left, right], -1)) and tokens.shape == (4, 2, 32)
+    video = decode(tokenizer, tokens, config.predictor.grid, 2)
+    assert torch.equal(video[..., :32, :], tokenizer.decode(left, (4, 4)))
+    assert torch.equal(video[..., 32:, :], tokenizer.decode(right, (4, 4)))
+    # Cached tokens are those very tokens, and both objectives learn from them.
+    clips = tokenized(shown, tokenizer, config, tmp_path, actions=True)
+    cached = next(iter(ClipLoader(shown, 4, 0, token_cache=clips.tokens)))
+    assert torch.equal(tokens_of(cached, tokenizer, 2), tokens)
+    assert VideoDenoising(predictor, tokenizer, HashedWords())(cached).total.isfinite()
+    assert ActionDenoising(policy, predictor, tokenizer, HashedWords(), 4, 2, 0.1, 0.2)(cached).total.isfinite()
+    # What one camera sees changes what is foretold of the other.
+    torch.nn.init.normal_(predictor.future.head.weight, std=0.5)
+    text = HashedWords()(clip.text)
+    other = tokens.clone()
+    other[:, :, 16:] = (other[:, :, 16:] + 1) % tokenizer.vocab
+    a, b = (predictor.features(seen[:, :1], text)[:, :4] for seen in (tokens, other))
+    assert not torch.allclose(a, b, atol=1e-4)
+
+
+def test_an_agent_of_two_views_acts_and_says_which_is_missing() -> None:
+    config = two_views()
+    torch.manual_seed(0)
+    tokenizer, predictor = VQVAE3D(config.tokenizer), DiscreteDiffusionPredictor(config.predictor)
+    policy = DiscreteDiffusionPolicy(config.policy)
+    policy.bins.fit(recorded_actions(stereo(config, actions=True)))
+    agent = VPDDAgent(config, policy, predictor, tokenizer, HashedWords())
+    agent.dial = "full"
+    frames = {name: torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8) for name in ("main", "view1")}
+    assert agent.act(Clip(frames=frames, text=("", ""))).shape == (2, config.window.chunk, 2)
+    assert agent.imagined.shape == (2, 4, 3, 64, 32)
+    with pytest.raises(ValueError, match=r"lacks \['view1'\]: name 2 cameras"):
+        agent.act(Clip(frames={"main": frames["main"]}, text=("", "")))
+
+
+def test_views_must_agree_in_all_parts() -> None:
+    with pytest.raises(ValueError, match="set all of them"):
+        replace(two_views(), views=1)
+    with pytest.raises(ValueError, match="is not that of 3 views"):
+        replace(two_views().predictor, views=3)

@@ -33,7 +33,8 @@ class DiscreteDiffusionPolicyConfig:
         bins: quantile bins a dimension.
         features: number and width of the foresight features; (0, 0) for a policy that looks at pixels only.
         state_width: dimensions of proprioception; 0 (the default) for images only.
-        pixels: height and width of the frames.
+        pixels: height and width of the frames of one camera.
+        views: cameras; their frames come one above the other, as one picture.
         squeeze, read_tokens: each grid (pixels, foresight) is read into that many tokens of the trunk.
         noisings: how many maskings of a chunk are trained on each computed prefix.
         foresight_dropout: share of training samples whose foresight is withheld, so that the policy can also act
@@ -47,6 +48,7 @@ class DiscreteDiffusionPolicyConfig:
     text_width: int = 384
     state_width: int = 0
     pixels: int = 96
+    views: int = 1
     squeeze: int = 32
     read_tokens: int = 4
     noisings: int = 2
@@ -57,12 +59,21 @@ class DiscreteDiffusionPolicyConfig:
     )
 
     def __post_init__(self) -> None:
-        counts = (self.action_width, self.chunk, self.bins - 1, self.squeeze, self.read_tokens, self.noisings)
+        counts = (
+            self.views,
+            self.action_width,
+            self.chunk,
+            self.bins - 1,
+            self.squeeze,
+            self.read_tokens,
+            self.noisings,
+        )
         if min(counts) < 1 or self.state_width < 0 or not 0 <= self.foresight_dropout < 1:
             raise ValueError(
-                f"action_width {self.action_width}, chunk {self.chunk}, squeeze {self.squeeze}, read_tokens "
-                f"{self.read_tokens} and noisings {self.noisings} must be at least 1, bins {self.bins} at least 2, "
-                f"state_width {self.state_width} at least 0, foresight_dropout {self.foresight_dropout} in [0, 1)"
+                f"views {self.views}, action_width {self.action_width}, chunk {self.chunk}, squeeze {self.squeeze}, "
+                f"read_tokens {self.read_tokens} and noisings {self.noisings} must be at least 1, bins {self.bins} at "
+                f"least 2, state_width {self.state_width} at least 0, foresight_dropout {self.foresight_dropout} in "
+                "[0, 1)"
             )
 
 
@@ -77,7 +88,7 @@ class DiscreteDiffusionPolicy(nn.Module):
         width = config.trunk.width
         self.bins = QuantileBins(config.bins, config.action_width)
         self.stem = PixelStem(config.stem)
-        places = self.stem.grid(config.pixels) ** 2
+        places = config.views * self.stem.grid(config.pixels) ** 2
         self.pixels = SpatialReadout(places, config.stem.widths[-1], config.squeeze, config.read_tokens, width)
         self.text = nn.Linear(config.text_width, width)
         count, feature_width = config.features
@@ -99,12 +110,14 @@ class DiscreteDiffusionPolicy(nn.Module):
     ) -> Cache:
         """Returns the prefix's cache, with which any number of denoising steps can be taken."""
         config = self.config
-        if frames.shape[-2:] != (config.pixels, config.pixels):
+        if frames.shape[-2:] != (config.views * config.pixels, config.pixels):
             raise ValueError(
                 f"frames of {frames.shape[-2]}x{frames.shape[-1]} came; this policy was trained on "
-                f"{config.pixels}x{config.pixels}"
+                f"{config.views * config.pixels}x{config.pixels}"
             )
-        parts = [self.text(text)[:, None], self.pixels(self.stem(frames))]
+        seen = self.stem(rearrange(frames, "b t c (view h) w -> (b view) t c h w", view=config.views))
+        looked = rearrange(seen, "(b view) n d -> b (view n) d", view=config.views)
+        parts = [self.text(text)[:, None], self.pixels(looked)]
         if config.features[0]:
             parts.append(self._foresight(features, len(text)))
         if config.state_width:

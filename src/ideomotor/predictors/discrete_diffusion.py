@@ -25,9 +25,11 @@ class DiscreteDiffusionPredictorConfig:
 
     Attributes:
         vocab: codes of the tokenizer.
-        grid: rows and columns of a latent frame.
+        grid: rows and columns of a latent frame, of all views one above the other: every place of every view has an
+            embedding of its own, and attends to the other views.
         patch: ``patch`` x ``patch`` neighbouring tokens share one position of the trunk.
         latents: latent frames foretold; as many are observed as ``context_latents``.
+        views: cameras that share the grid.
         text_width: width of the sentence vectors.
         text_dropout: share of training samples whose text is withheld, so that guidance and captionless video work.
     """
@@ -37,6 +39,7 @@ class DiscreteDiffusionPredictorConfig:
     patch: int = 2
     context_latents: int = 1
     latents: int = 1
+    views: int = 1
     text_width: int = 384
     text_dropout: float = 0.1
     trunk: TransformerConfig = field(default_factory=TransformerConfig)
@@ -45,6 +48,10 @@ class DiscreteDiffusionPredictorConfig:
         if self.grid[0] % self.patch or self.grid[1] % self.patch:
             raise ValueError(
                 f"a grid of {self.grid[0]}x{self.grid[1]} tokens does not divide into patches of {self.patch}"
+            )
+        if self.views < 1 or self.grid[0] % (self.views * self.patch):
+            raise ValueError(
+                f"a grid of {self.grid[0]} rows in patches of {self.patch} is not that of {self.views} views"
             )
         if min(self.context_latents, self.latents) < 1 or not 0 <= self.text_dropout < 1:
             raise ValueError(

@@ -21,7 +21,7 @@ from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
 from ideomotor.systems.denoising_film import denoising_film
 from ideomotor.systems.panels import HOTTEST, comparison, enlarged
 from ideomotor.systems.sources import DataFacts, read_facts
-from ideomotor.systems.vpdd import VIEW, imagine
+from ideomotor.systems.vpdd import imagine
 from ideomotor.systems.vpdd_stages import Models, load_models, text_encoder
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.training.checkpoint import write_json
@@ -133,8 +133,12 @@ def imagine_file(
         raise ValueError(f"rounds is {rounds}, stride is {stride}; both start at 1")
     back = [max(0, start - stride * k) for k in reversed(range(config.window.context))]
     ahead = [min(chosen.length - 1, start + stride * (k + 1)) for k in range(horizon)]
-    camera = facts.camera if facts is not None and facts.camera in chosen.frames else next(iter(chosen.frames))
-    frames = read_frames(chosen, camera, back + ahead, (config.size, config.size))[None]
+    cameras = [] if facts is None else [name for name in facts.camera.split(",") if name in chosen.frames]
+    cameras = cameras or list(chosen.frames)[: config.views]
+    if len(cameras) != config.views:
+        raise ValueError(f"the model looks through {config.views} cameras; {chosen.id} has {', '.join(chosen.frames)}")
+    size = (config.size, config.size)
+    frames = torch.cat([read_frames(chosen, camera, back + ahead, size) for camera in cameras], -2)[None]
     said = chosen.text if text is None else text
     context, truth = frames[:, : len(back)], frames[:, len(back) :]
     passes: list[Int[Tensor, "samples latent n"]] = []
@@ -228,12 +232,13 @@ def _spread(sources: Sequence[Source], clips: int) -> tuple[UInt8[Tensor, "b t c
     frames, texts, names = [], [], []
     first = 0
     for source, index in every:
-        camera = source.camera_names()[VIEW]
+        cameras = source.camera_names().values()
         for place in places:
             if first <= place < first + len(index):
                 number, anchor = index.locate(place - first)
                 episode = source.dataset.episodes[number]
-                frames.append(episode.frames[camera].read(source.window.frame_indices(anchor, episode.length).tolist()))
+                steps = source.window.frame_indices(anchor, episode.length).tolist()
+                frames.append(torch.cat([episode.frames[camera].read(steps) for camera in cameras], -2))
                 texts.append(episode.text)
                 names.append(f"{source.dataset.name} {episode.id}, frame {anchor}")
         first += len(index)

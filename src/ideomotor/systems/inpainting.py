@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ideomotor.diffusion.samplers import draw
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
-from ideomotor.systems.vpdd import VIEW, VPDDAgent, context_tokens
+from ideomotor.systems.vpdd import VPDDAgent, context_tokens, decode, encode, seen_frames
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.types import Clip
 
@@ -38,7 +38,7 @@ def actions_given_video(
     context = context.to(_device(agent))
     future = future.to(_device(agent))
     with _precision(agent):
-        tokens = tokenizer.encode(future) if future.ndim == 5 else future  # b latent n
+        tokens = encode(tokenizer, future, predictor.config.views) if future.ndim == 5 else future  # b latent n
         wanted = (predictor.config.latents, predictor.config.grid[0] * predictor.config.grid[1])
         if tuple(tokens.shape[1:]) != wanted:
             raise ValueError(
@@ -49,7 +49,13 @@ def actions_given_video(
         text = agent.text(context.text).to(tokens.device)
         features = predictor.features(context_tokens(context, tokenizer, predictor), text, tokens)
         return agent.policy.sample(
-            context.frames[VIEW], features, text, context.proprio, agent.config.action_steps, temperature, generator
+            seen_frames(context, agent.config.views),
+            features,
+            text,
+            context.proprio,
+            agent.config.action_steps,
+            temperature,
+            generator,
         ).float()
 
 
@@ -65,7 +71,7 @@ def video_given_actions(
     tokenizer, predictor = _foretelling(agent)
     tokens = future_given_actions(agent, context, actions, samples, generator)
     with _precision(agent):
-        return tokenizer.decode(tokens, predictor.config.grid)
+        return decode(tokenizer, tokens, predictor.config.grid, predictor.config.views)
 
 
 @torch.inference_mode()
@@ -96,7 +102,7 @@ def future_given_actions(
         state = None if context.proprio is None else _each(context.proprio, samples)
         futures = predictor.sample(seen, text, agent.config.imagine_steps, 1.0, generator)  # (b samples) latent n
         log_p = agent.policy.log_likelihood(
-            _each(context.frames[VIEW], samples), predictor.features(seen, text, futures), text,
+            _each(seen_frames(context, agent.config.views), samples), predictor.features(seen, text, futures), text,
             _each(actions, samples), state, generator=generator,
         )  # fmt: skip
     weights = rearrange(log_p.double(), "(b samples) -> b samples", samples=samples).softmax(1)

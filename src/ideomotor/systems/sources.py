@@ -23,7 +23,7 @@ from ideomotor.data.signals import all_actions
 from ideomotor.data.token_cache import TokenCache
 from ideomotor.data.windows import Window, WindowIndex, split
 from ideomotor.systems.progress import bar
-from ideomotor.systems.vpdd import VIEW, VPDD, Stage
+from ideomotor.systems.vpdd import VPDD, Stage, view_names
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
 from ideomotor.tokenizers.axial_vqvae import AxialVQVAE
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
@@ -47,7 +47,7 @@ class DataOptions:
     """Frames from one frame of a window to the next, one number a data set; video of few frames a second wants small
     ones."""
     cameras: tuple[str, ...] = ()
-    """Camera of each data set; its first by default."""
+    """Camera of each data set; its first by default. For a system of several views as many, joined by commas."""
     validation: float = 0.1
     """Share of episodes held out (at least one of each data set); 0 holds out none."""
     cache: Path = Path("runs/cache")
@@ -172,17 +172,24 @@ def open_sources(
         window = replace(shape, stride=options.strides[number]) if options.strides else shape
         if actions and any(episode.read_actions is None for episode in dataset.episodes):
             raise ValueError(f"{path} holds episodes without actions: fine-tune on demonstrations, pre-train on video")
-        camera = options.cameras[number] if options.cameras else first_camera(dataset)[0]
-        dataset = _cached(dataset, options.cache, config.size, camera, smooth)
+        cameras = _cameras(dataset, options.cameras[number] if options.cameras else "", config.views)
+        dataset = _cached(dataset, options.cache, config.size, cameras, smooth)
         _report_quarantine(dataset)
         weight = options.weights[number] if options.weights else 1.0
         learned, held = split(dataset, options.validation) if options.validation else (dataset, None)
-        train.append(Source(dataset=learned, weight=weight, window=window, cameras={VIEW: camera}))
+        train.append(
+            Source(
+                dataset=learned,
+                weight=weight,
+                window=window,
+                cameras=dict(zip(view_names(config.views), cameras, strict=True)),
+            )
+        )
         if held is not None:
             validation.append(replace(train[-1], dataset=held))
         facts = DataFacts(
             path=str(path.resolve()),
-            camera=camera,
+            camera=",".join(cameras),
             stride=window.stride,
             learned=len(learned.episodes),
             held_out=[episode.id for episode in held.episodes] if held is not None else [],
@@ -192,10 +199,25 @@ def open_sources(
     return Sources(train, validation, noted)
 
 
-def _cached(dataset: Dataset, root: Path, size: int, camera: str, smooth: bool) -> Dataset:
+def _cameras(dataset: Dataset, named: str, views: int) -> tuple[str, ...]:
+    """The cameras that are looked through: those named, joined by commas, else the data set's first."""
+    if named:
+        cameras = tuple(named.split(","))
+    else:
+        first_camera(dataset)  # refuses a data set without any
+        cameras = tuple(dataset.episodes[0].frames)[:views]
+    if len(cameras) != views or len(set(cameras)) < views:
+        raise ValueError(
+            f"{views} views are wanted of {dataset.name!r}, and {', '.join(cameras)} were found: name that many of "
+            f"{', '.join(dataset.episodes[0].frames)} by --cameras, joined by commas"
+        )
+    return cameras
+
+
+def _cached(dataset: Dataset, root: Path, size: int, cameras: tuple[str, ...], smooth: bool) -> Dataset:
     with bar(f"decode {dataset.name}") as progress:
         workers = min(16, os.cpu_count() or 2)
-        return cached(dataset, root, size, (camera,), workers, progress, smooth)
+        return cached(dataset, root, size, cameras, workers, progress, smooth)
 
 
 def _report_quarantine(dataset: Dataset) -> None:
@@ -230,8 +252,8 @@ def tokenized(
             return tokenizer.encode(frames.to(device))
 
     caches = []
-    for source in sources:
-        with bar(f"encode {source.dataset.name}") as progress:
+    for source, camera in [(each, name) for each in sources for name in each.camera_names().values()]:
+        with bar(f"encode {source.dataset.name} {camera}") as progress:
             caches.append(
                 TokenCache.build(
                     WindowIndex(source.dataset, source.window),
@@ -239,7 +261,7 @@ def tokenized(
                     encode,
                     tokenizer=fingerprint(tokenizer, tokenizer.config) + "-bf16" * bf16,
                     vocab=tokenizer.vocab,
-                    camera=source.camera_names()[VIEW],
+                    camera=camera,
                     batch_size=64 if device.type == "cpu" else 512,
                     progress=progress,
                 )

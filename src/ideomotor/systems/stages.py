@@ -16,7 +16,7 @@ from ideomotor.data.formats import open_dataset
 from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
 from ideomotor.systems.sources import DataOptions, TrainingClips, read_facts
 from ideomotor.systems.trials import View
-from ideomotor.systems.vpdd import VIEW, VPDD, Stage
+from ideomotor.systems.vpdd import VPDD, Stage, view_names
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
 from ideomotor.training.checkpoint import read_json, write_json
 from ideomotor.training.config import config_from_json, config_to_json
@@ -108,7 +108,7 @@ def fit(objective: nn.Module, stage: Stage, clips: TrainingClips, run: Run) -> N
 def view_of(config: VPDD | PublishedVPDD) -> View:
     """Returns what a policy of that config sees and does."""
     return View(
-        camera=VIEW,
+        cameras=view_names(config.views),
         size=config.size,
         context=config.window.context,
         stride=config.window.stride,

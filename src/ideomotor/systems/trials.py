@@ -29,9 +29,9 @@ SLOTS = 20  # simulators side by side, shared by the tasks
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What an agent sees (``context`` frames of ``size`` px, ``stride`` steps apart) and does (``execute`` actions)."""
+    """What an agent sees (``context`` frames of ``size`` px a camera, ``stride`` steps apart), and does."""
 
-    camera: str
+    cameras: tuple[str, ...]
     size: int
     context: int
     stride: int
@@ -72,7 +72,7 @@ def roll_out(
         log: JSONL of results.
         workers: simulator processes.
         world: which simulator.
-        camera: the world's camera that the agent looks through; that of our collections by default.
+        camera: the world's cameras that the agent looks through, joined by commas; that of our collections by default.
         look: of Meta-World's pictures, as in ``collect``.
         arm: name under which the log keeps the results.
         seed: the training seed, for the log.
@@ -97,8 +97,13 @@ def roll_out(
         )
     specs = [EpisodeSpec(task=task, seed=seed, goal=goal) for task in tasks for goal in goals[:episodes]]
     slots = [task for task in tasks for _ in range(max(1, min(episodes, SLOTS // len(tasks))))]
-    camera = camera or WORLDS[world].camera
-    settings: dict[str, Any] = {"cameras": (camera,), "size": view.size, "goals": "test"}
+    cameras = tuple((camera or WORLDS[world].camera).split(","))
+    if len(cameras) != len(view.cameras):
+        raise ValueError(
+            f"the policy looks through {len(view.cameras)} cameras, and {', '.join(cameras)} were named: name that "
+            "many with --camera, joined by commas"
+        )
+    settings: dict[str, Any] = {"cameras": cameras, "size": view.size, "goals": "test"}
     if world == "metaworld":
         settings["look"] = look
     for task in tasks:  # what is misspelt is told of here, not in a process of its own
@@ -112,7 +117,9 @@ def roll_out(
     try:
         world_config(world, settings, tasks[0])
     except ValueError as error:
-        raise ValueError(f"the policy looks through camera {camera!r}: {error}. Name one with --camera") from error
+        raise ValueError(
+            f"the policy looks through {', '.join(cameras)}: {error}. Name others with --camera"
+        ) from error
     tried = {result.key: result for result in read_log(log) if result.arm == arm}
     if all(spec.key in tried for spec in specs):
         return [tried[spec.key] for spec in specs]
@@ -124,7 +131,7 @@ def roll_out(
             assert films is not None
             path = films / f"{result.task}-{result.goal}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
-            video = frames[camera]
+            video = frames[cameras[0]]
             fps = WORLDS[world].fps * len(video) / max(1, result.steps)
             write_video(path, video.repeat_interleave(2, -1).repeat_interleave(2, -2), fps=fps)
 
@@ -135,7 +142,7 @@ def roll_out(
             slots=slots,
             arm=arm,
             log=log,
-            cameras={view.camera: camera},
+            cameras=dict(zip(view.cameras, cameras, strict=True)),
             execute=view.execute,
             stride=view.stride,
             record=[spec for spec in specs if films is not None and spec.goal in goals[:filmed]],

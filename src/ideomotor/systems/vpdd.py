@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ from ideomotor.training.optim import OptimConfig
 from ideomotor.types import Borrowed, Clip, Losses
 
 TextEncoder = Callable[[Sequence[str]], Float[Tensor, "b d"]]
-VIEW = "main"  # the one camera of this system, whatever a data set calls it
+VIEW = "main"  # the first camera of this system, whatever a data set calls it
 Dial = Literal["none", "features", "half", "full"]
 """The imagine dial: no foresight; that of one pass over an unknown future; of a future decoded in half of
 ``imagine_steps`` passes; of one decoded in all of them, as a video."""
@@ -54,7 +55,8 @@ class VPDD:
     """Everything about one VPDD: what it looks at, its networks, and its stages.
 
     Attributes:
-        size: frames are squares of that many pixels.
+        size: frames of a camera are squares of that many pixels.
+        views: cameras. Each is coded by itself; predictor and policy see all of them, one above the other.
         window: what is seen, what is foretold, and how far apart frames are (in frames of the robot's data).
         execute: actions of a chunk that are carried out before looking again.
         action_steps: denoising passes for a chunk of actions.
@@ -70,6 +72,7 @@ class VPDD:
     """
 
     size: int = 96
+    views: int = 1
     window: WindowConfig = field(default_factory=lambda: WindowConfig(context=4, horizon=4, stride=4, chunk=8))
     execute: int = 4
     action_steps: int = 2
@@ -136,12 +139,47 @@ class VPDD:
                 f"the predictor gives {foresight[0]} features of width {foresight[1]}, the policy expects "
                 f"{self.policy.features}: set --policy.features {foresight[0]} {foresight[1]}, or 0 0 for none"
             )
-        grid = (self.size // self.tokenizer.strides[1], self.size // self.tokenizer.strides[2])
-        if self.predictor.grid != grid or self.policy.pixels != self.size:
+        grid = (self.views * (self.size // self.tokenizer.strides[1]), self.size // self.tokenizer.strides[2])
+        views = {self.predictor.views, self.policy.views}
+        if self.predictor.grid != grid or views != {self.views} or self.policy.pixels != self.size:
             raise ValueError(
-                f"frames of {self.size} px give a grid of {grid}; the predictor has {self.predictor.grid} and the "
-                f"policy {self.policy.pixels} px: set all of them"
+                f"frames of {self.size} px give a grid of {grid} for {self.views} views; the predictor has "
+                f"{self.predictor.grid} for {self.predictor.views}, and the policy {self.policy.pixels} px and "
+                f"{self.policy.views} views: set all of them"
             )
+
+
+def view_names(views: int) -> tuple[str, ...]:
+    """Returns what clips call the cameras of this system."""
+    return (VIEW, *(f"view{number}" for number in range(1, views)))
+
+
+def seen_frames(clip: Clip, views: int) -> UInt8[Tensor, "b t c h w"]:
+    """Returns the frames of all views, one above the other.
+
+    Raises:
+        ValueError: the clip lacks a view.
+    """
+    names = view_names(views)
+    absent = [name for name in names if name not in clip.frames]
+    if absent:
+        raise ValueError(f"the clip has views {list(clip.frames)} and lacks {absent}: name {views} cameras")
+    return torch.cat([clip.frames[name] for name in names], -2)
+
+
+def encode(tokenizer: VQVAE3D, frames: UInt8[Tensor, "b t c h w"], views: int) -> Int[Tensor, "b latent n"]:
+    """Returns the tokens of views that stand one above the other, each coded by itself."""
+    tokens = tokenizer.encode(rearrange(frames, "b t c (view h) w -> (b view) t c h w", view=views))
+    return rearrange(tokens, "(b view) latent n -> b latent (view n)", view=views)
+
+
+def decode(
+    tokenizer: VQVAE3D, tokens: Int[Tensor, "b latent n"], grid: tuple[int, int], views: int
+) -> UInt8[Tensor, "b t c h w"]:
+    """Returns the video of all views, one above the other; ``grid`` is that of all."""
+    single = rearrange(tokens, "b latent (view n) -> (b view) latent n", view=views)
+    video = tokenizer.decode(single, (grid[0] // views, grid[1]))
+    return rearrange(video, "(b view) t c h w -> b t c (view h) w", view=views)
 
 
 class VideoDenoising(nn.Module):
@@ -153,7 +191,7 @@ class VideoDenoising(nn.Module):
 
     def forward(self, clip: Clip) -> Losses:
         """Returns the masked cross-entropy of the future."""
-        tokens = tokens_of(clip, self.tokenizer.module)  # b latent n
+        tokens = tokens_of(clip, self.tokenizer.module, self.predictor.config.views)  # b latent n
         context = self.predictor.config.context_latents
         return self.predictor.loss(tokens[:, :context], tokens[:, context:], self.text(clip.text).to(tokens.device))
 
@@ -188,10 +226,11 @@ class ActionDenoising(nn.Module):
             with torch.no_grad():
                 features = self._foresight(clip, text)
         chance = torch.default_generator  # the learner seeds it anew at every step
-        newest = clip.frames[VIEW][:, : self.context][
-            :, -self.policy.config.stem.frames :
-        ]  # what follows is the future
-        frames = random_shift(newest, self.shift, chance)
+        moved = []
+        for name in view_names(self.policy.config.views):
+            newest = clip.frames[name][:, : self.context]  # what follows is the future
+            moved.append(random_shift(newest[:, -self.policy.config.stem.frames :], self.shift, chance))
+        frames = torch.cat(moved, -2)
         if self.jitter > 0:
             frames = color_jitter(frames, self.jitter, self.jitter, self.jitter, chance)
         return self.policy.loss(frames, features, text, clip.actions, clip.action_mask, clip.proprio)
@@ -203,7 +242,7 @@ class ActionDenoising(nn.Module):
         if self.reveal == 0:
             return foresight(clip, self.tokenizer.module, predictor, text)
         latents = predictor.config.context_latents
-        tokens = tokens_of(clip, self.tokenizer.module)
+        tokens = tokens_of(clip, self.tokenizer.module, predictor.config.views)
         shown = torch.rand(len(text)) < self.reveal
         ratio = torch.where(shown, cosine_ratio(torch.rand(len(text))), 1.0)
         return predictor.features(
@@ -211,11 +250,11 @@ class ActionDenoising(nn.Module):
         )
 
 
-def tokens_of(clip: Clip, tokenizer: VQVAE3D) -> Int[Tensor, "b latent n"]:
-    """Returns the clip's tokens, from the cache where it has them."""
+def tokens_of(clip: Clip, tokenizer: VQVAE3D, views: int = 1) -> Int[Tensor, "b latent n"]:
+    """Returns the clip's tokens of all views, from the cache where it has them."""
     if clip.tokens is not None:
-        return clip.tokens[VIEW].long()
-    return tokenizer.encode(clip.frames[VIEW])
+        return torch.cat([clip.tokens[name] for name in view_names(views)], -1).long()
+    return encode(tokenizer, seen_frames(clip, views), views)
 
 
 def foresight(
@@ -227,10 +266,10 @@ def foresight(
 
 def context_tokens(clip: Clip, tokenizer: VQVAE3D, predictor: DiscreteDiffusionPredictor) -> Int[Tensor, "b latent n"]:
     """Returns the tokens of the clip's context, from the cache where it has them."""
-    latents = predictor.config.context_latents
+    latents, views = predictor.config.context_latents, predictor.config.views
     if clip.tokens is not None:
-        return clip.tokens[VIEW][:, :latents].long()
-    return tokenizer.encode(clip.frames[VIEW][:, : latents * tokenizer.frames_per_latent])
+        return tokens_of(clip, tokenizer, views)[:, :latents]
+    return encode(tokenizer, seen_frames(clip, views)[:, : latents * tokenizer.frames_per_latent], views)
 
 
 class VPDDAgent:
@@ -264,7 +303,11 @@ class VPDDAgent:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.finetune_stage.optim.bf16):
             text = self.text(context.text).to(device)
             return self.policy.sample(
-                context.frames[VIEW], self._foresight(context, text), text, context.proprio, self.config.action_steps
+                seen_frames(context, self.config.views),
+                self._foresight(context, text),
+                text,
+                context.proprio,
+                self.config.action_steps,
             ).float()
 
     def _foresight(self, context: Clip, text: Float[Tensor, "b d"]) -> Float[Tensor, "b m d"] | None:
@@ -276,7 +319,7 @@ class VPDDAgent:
             future = self.predictor.sample(seen, text, steps if self.dial == "full" else max(1, steps // 2))
         if self.dial == "full":
             assert future is not None
-            self.imagined = self.tokenizer.decode(future, self.predictor.config.grid)
+            self.imagined = decode(self.tokenizer, future, self.predictor.config.grid, self.config.views)
         return self.predictor.features(seen, text, future)
 
 
@@ -302,7 +345,7 @@ def imagine(
         config: of the models; names the passes and the precision.
         tokenizer: between frames and tokens.
         predictor: what imagines.
-        frames: the context; earlier ones than the predictor looks at are left out.
+        frames: the context, views one above the other; earlier ones than the predictor looks at are left out.
         text: what shall happen.
         rounds: horizons, one after the other.
         temperature: of the draws, 0 for the likeliest.
@@ -317,7 +360,8 @@ def imagine(
     latents = predictor.config.context_latents
     device = next(predictor.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=config.pretrain_stage.optim.bf16):
-        tokens = tokenizer.encode(frames[:, -latents * tokenizer.frames_per_latent :].to(device))
+        views = predictor.config.views
+        tokens = encode(tokenizer, frames[:, -latents * tokenizer.frames_per_latent :].to(device), views)
         text = text.to(device)
 
         def show(xt: Int[Tensor, "b latent n"]) -> None:
@@ -330,7 +374,7 @@ def imagine(
                 order=order, guidance=guidance, watch=None if watch is None else show,
             )  # fmt: skip
             tokens = torch.cat([tokens, future], 1)
-        return tokenizer.decode(tokens[:, latents:], predictor.config.grid).cpu()
+        return decode(tokenizer, tokens[:, latents:], predictor.config.grid, views).cpu()
 
 
 def fast() -> VPDD:

@@ -105,6 +105,11 @@ class PublishedVPDD:
         default_factory=lambda: Stage(steps=1_000_000, batch=100, optim=plain_adam(2e-4, ema=_AVERAGED, accumulate=2))
     )
 
+    @property
+    def views(self) -> int:
+        """Cameras of a clip: the published form has one (its RLBench head reads pictures of its own)."""
+        return 1
+
     def __post_init__(self) -> None:
         strides = self.tokenizer.strides
         if self.window.frames != strides[0] or self.clip_frames % strides[0]:
