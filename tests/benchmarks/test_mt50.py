@@ -61,8 +61,8 @@ def test_stopped_by_its_clock_and_by_others_it_ends_alike(tmp_path: Path):
     assert len(rows(broken)) <= 8
     process = begin(broken, "--world", "toy")
     within(process, (broken / "rollouts.jsonl").exists)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() in (AGAIN, 0)
+    process.send_signal(signal.SIGTERM)  # it may come while Python still imports, before anything can catch it
+    assert process.wait() in (AGAIN, 0, -signal.SIGTERM)
     assert begin(broken, "--world", "toy").wait() == 0
 
     assert outcome(broken) == outcome(straight) and len(outcome(straight)[1]) == 4

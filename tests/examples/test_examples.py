@@ -84,9 +84,9 @@ def test_imagining_a_video(tmp_path: Path) -> None:
 
     said = run("imagine_video", folder=tmp_path)
     room = tmp_path / "runs/examples/imagine"
-    assert "PSNR" in said and "2 imagined (orange); 8 frames" in said
+    assert "PSNR" in said and "2 imagined (orange)" in said and "; 8 frames" in said
     info = probe(room / "imagined.gif")
-    assert (info.frames, info.height, info.width) == (12, 72, 216)
+    assert (info.frames, info.height, info.width) == (12, 72, 288)  # truth, two futures, error
     words = (room / "pretrain", room / "clip.mp4", "the blue disc moves", tmp_path / "mine.mp4")
     assert 'text: "the blue disc moves"' in run("imagine_video", *words, folder=tmp_path)
     assert probe(tmp_path / "mine.mp4").frames == 12

@@ -133,7 +133,7 @@ def test_help_shows_the_numbers_of_the_preset(capsys: pytest.CaptureFixture[str]
     for name in PRESETS:
         assert ideomotor("vpdd", "tokenizer", "--preset", name, "--help") == 0
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert f"frames are squares of that many pixels. (default: {PRESETS[name]().size})" in shown
+        assert f"frames of a camera are squares of that many pixels. (default: {PRESETS[name]().size})" in shown
 
 
 def test_verbs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
