@@ -88,7 +88,9 @@ def test_train_step(tiny, folder, monkeypatch):
     for ours, theirs in (("reconstruction", "recon_loss"), ("commitment", "commitment_loss"), ("perplexity",) * 2):
         close(losses.terms[ours][None], data[f"step.{theirs}"])
     ours = dict(tokenizer.named_parameters())
-    close(torch.stack([p.grad.double().norm() for p in ours.values()]).norm()[None].float(), data["step.grad_l2_all"])
+    norm = torch.stack([p.grad.double().norm() for p in ours.values()]).norm()[None]
+    # 86.7, whose neighbour in fp32 is 7.6e-6 away: as a ratio, for sums in another order (threads) move it by six of these.
+    close((norm / data["step.grad_l2_all"]).float(), torch.ones(1))
     same = {
         "decoder.convts.1.convt.weight": "decoder.grow.2.conv.weight",
         "encoder.conv_last.conv.bias": "encoder.shrink.4.conv.bias",
