@@ -89,7 +89,7 @@ def test_train_step(tiny, folder, monkeypatch):
         close(losses.terms[ours][None], data[f"step.{theirs}"])
     ours = dict(tokenizer.named_parameters())
     norm = torch.stack([p.grad.double().norm() for p in ours.values()]).norm()[None]
-    # 86.7, whose neighbour in fp32 is 7.6e-6 away: as a ratio, for sums in another order (threads) move it by six of these.
+    # 86.7, whose neighbour in fp32 is 7.6e-6 away: as a ratio, since sums in another order (threads) move it by six.
     close((norm / data["step.grad_l2_all"]).float(), torch.ones(1))
     same = {
         "decoder.convts.1.convt.weight": "decoder.grow.2.conv.weight",
