@@ -96,8 +96,7 @@ def rollout(
     queues = {task: deque(e for e in episodes if e.task == task and e.key not in finished) for task in set(slots)}
     running: list[_Running | None] = [None] * world.num_envs
     recorded = {spec.key for spec in record}
-    observation: dict[str, Any] = {}
-    infos: list[dict[str, Any]] = []
+    observation, infos = dict[str, Any](), list[dict[str, Any]]()
     while True:
         began = time.perf_counter()
         fresh = []

@@ -97,29 +97,8 @@ def roll_out(
         )
     specs = [EpisodeSpec(task=task, seed=seed, goal=goal) for task in tasks for goal in goals[:episodes]]
     slots = [task for task in tasks for _ in range(max(1, min(episodes, SLOTS // len(tasks))))]
-    cameras = tuple((camera or WORLDS[world].camera).split(","))
-    if len(cameras) != len(view.cameras):
-        raise ValueError(
-            f"the policy looks through {len(view.cameras)} cameras, and {', '.join(cameras)} were named: name that "
-            "many with --camera, joined by commas"
-        )
-    settings: dict[str, Any] = {"cameras": cameras, "size": view.size, "goals": "test"}
-    if world == "metaworld":
-        settings["look"] = look
-    for task in tasks:  # what is misspelt is told of here, not in a process of its own
-        world_config(world, {"cameras": (WORLDS[world].camera,)}, task)
-    width = len(WORLDS[world].actions)
-    if view.action_width != width:
-        raise ValueError(
-            f"the policy gives actions of width {view.action_width}, the robot of {world} takes {width}: try a policy "
-            "that was fine-tuned on demonstrations of this robot"
-        )
-    try:
-        world_config(world, settings, tasks[0])
-    except ValueError as error:
-        raise ValueError(
-            f"the policy looks through {', '.join(cameras)}: {error}. Name others with --camera"
-        ) from error
+    cameras = _cameras(view, world, camera)
+    settings = _settings(view, tasks, world, cameras, look)
     tried = {result.key: result for result in read_log(log) if result.arm == arm}
     if all(spec.key in tried for spec in specs):
         return [tried[spec.key] for spec in specs]
@@ -149,6 +128,39 @@ def roll_out(
             recorder=film,
             done=lambda result: tell(next(over), len(specs)),
         )
+
+
+def _cameras(view: View, world: str, camera: str | None) -> tuple[str, ...]:
+    """The world's cameras that the agent looks through, as many as it has views."""
+    cameras = tuple((camera or WORLDS[world].camera).split(","))
+    if len(cameras) != len(view.cameras):
+        raise ValueError(
+            f"the policy looks through {len(view.cameras)} cameras, and {', '.join(cameras)} were named: name that "
+            "many with --camera, joined by commas"
+        )
+    return cameras
+
+
+def _settings(view: View, tasks: Sequence[str], world: str, cameras: tuple[str, ...], look: str) -> dict[str, Any]:
+    """The worlds' settings; what is misspelt or does not fit is told of here, not in a process of its own."""
+    settings: dict[str, Any] = {"cameras": cameras, "size": view.size, "goals": "test"}
+    if world == "metaworld":
+        settings["look"] = look
+    for task in tasks:
+        world_config(world, {"cameras": (WORLDS[world].camera,)}, task)
+    width = len(WORLDS[world].actions)
+    if view.action_width != width:
+        raise ValueError(
+            f"the policy gives actions of width {view.action_width}, the robot of {world} takes {width}: try a policy "
+            "that was fine-tuned on demonstrations of this robot"
+        )
+    try:
+        world_config(world, settings, tasks[0])
+    except ValueError as error:
+        raise ValueError(
+            f"the policy looks through {', '.join(cameras)}: {error}. Name others with --camera"
+        ) from error
+    return settings
 
 
 def success_table(results: Sequence[EpisodeResult]) -> Table:

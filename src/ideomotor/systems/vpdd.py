@@ -240,7 +240,7 @@ class ActionDenoising(nn.Module):
         assert self.predictor is not None and self.tokenizer is not None
         predictor = self.predictor.module
         if self.reveal == 0:
-            return foresight(clip, self.tokenizer.module, predictor, text)
+            return predictor.features(context_tokens(clip, self.tokenizer.module, predictor), text)
         latents = predictor.config.context_latents
         tokens = tokens_of(clip, self.tokenizer.module, predictor.config.views)
         shown = torch.rand(len(text)) < self.reveal
@@ -255,13 +255,6 @@ def tokens_of(clip: Clip, tokenizer: VQVAE3D, views: int = 1) -> Int[Tensor, "b 
     if clip.tokens is not None:
         return torch.cat([clip.tokens[name] for name in view_names(views)], -1).long()
     return encode(tokenizer, seen_frames(clip, views), views)
-
-
-def foresight(
-    clip: Clip, tokenizer: VQVAE3D, predictor: DiscreteDiffusionPredictor, text: Float[Tensor, "b d"]
-) -> Float[Tensor, "b m d"]:
-    """Returns the predictor's features of the clip's context: one pass, before any future token is drawn."""
-    return predictor.features(context_tokens(clip, tokenizer, predictor), text)
 
 
 def context_tokens(clip: Clip, tokenizer: VQVAE3D, predictor: DiscreteDiffusionPredictor) -> Int[Tensor, "b latent n"]:
