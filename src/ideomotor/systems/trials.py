@@ -88,7 +88,7 @@ def roll_out(
     goals = list(GOALS["test"])  # collection uses the others
     if not 1 <= episodes <= len(goals):
         raise ValueError(
-            f"episodes is {episodes}; {world} has {len(goals)} held-out goals a task: take 1 to {len(goals)}"
+            f"episodes is {episodes}; there are {len(goals)} held-out goals a task: take 1 to {len(goals)}"
         )
     if not tasks or len(set(tasks)) < len(tasks) or workers < 0:
         raise ValueError(
