@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ideomotor.policies.actions import QuantileBins
+from ideomotor.policies.actions import QuantileBins, Standardized
 
 
 def test_round_trip_error_is_small_and_extremes_survive(generator: torch.Generator) -> None:
@@ -47,3 +47,11 @@ def test_brute_force_assignment(generator: torch.Generator) -> None:
 def test_bad_actions_are_refused(actions: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         QuantileBins(8, 3).fit(actions)
+
+
+def test_states_come_to_a_common_scale_and_constants_stay() -> None:
+    states = torch.tensor([[0.1, 7.0], [0.3, 7.0], [0.2, 7.0]])
+    scaled = Standardized(2).fit(states)(states)
+    assert torch.allclose(scaled[:, 0].mean(), torch.tensor(0.0), atol=1e-6)
+    assert torch.allclose(scaled[:, 0].std(correction=0), torch.tensor(1.0), atol=1e-5)
+    assert torch.equal(scaled[:, 1], torch.zeros(3))

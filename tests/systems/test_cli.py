@@ -23,7 +23,7 @@ from ideomotor.systems import collection, stages, vpdd_stages
 from ideomotor.systems.collection import CollectionConfig, collect
 from ideomotor.systems.quickstart import QuickstartConfig, claim
 from ideomotor.systems.vpdd import PRESETS
-from ideomotor.systems.vpdd_stages import evaluate
+from ideomotor.systems.vpdd_stages import evaluate, load_agent
 from ideomotor.training.run import Run
 
 TINY = ("--preset", "tiny")
@@ -257,6 +257,17 @@ def test_a_policy_without_foresight(home: Path, tmp_path: Path, capsys: pytest.C
     both = ("--policy.features", 0, 0, "--predictor-from", home / "pretrain")
     assert stage(home, "finetune", tmp_path / "both", *both) == 2
     assert "--predictor-from" in said(capsys)
+
+
+def test_a_policy_that_is_told_the_state(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "told"
+    assert stage(home, "finetune", out, "--policy.state-width", 2) == 0
+    policy = load_agent(out).policy
+    assert policy.state_scale.mean.abs().min() > 0 and policy.state_scale.deviation.max() < 1, "learned, in metres"
+    assert len(evaluate(out, ["red"], 1, tmp_path / "log.jsonl", 0, world="toy")) == 1
+    capsys.readouterr()
+    assert stage(home, "finetune", tmp_path / "wide", "--policy.state-width", 3) == 2
+    assert "set --policy.state-width 2" in said(capsys)
 
 
 def test_stages_that_do_not_fit_one_another(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,25 @@ def all_actions(dataset: Dataset) -> Float32[np.ndarray, "n action"]:
     return np.concatenate(parts)
 
 
+def all_proprio(dataset: Dataset) -> Float32[np.ndarray, "n state"]:
+    """Returns the robot's state of every frame of every episode, e.g. to learn its scale.
+
+    Raises:
+        ValueError: an episode has none, damaged ones, or ones of another width than the first; it is named.
+    """
+    parts = []
+    for episode in dataset.episodes:
+        states = read_proprio(episode)
+        if states is None:
+            raise ValueError(
+                f"episode {episode.id!r} of dataset {dataset.name!r} has no proprioception: train on images only "
+                "(a state width of 0), or on data that has it"
+            )
+        parts.append(states)
+    refuse_other_widths(dataset, "proprio", [part.shape[1] for part in parts])
+    return np.concatenate(parts)
+
+
 def refuse_other_widths(dataset: Dataset, what: str, widths: list[int]) -> None:
     """Refuses episodes whose signals differ in width from the first's.
 

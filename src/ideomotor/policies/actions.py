@@ -1,4 +1,4 @@
-"""Actions to tokens and back, by bins that hold equally many recorded actions."""
+"""Actions to tokens and back, by bins that hold equally many recorded actions; and states to a common scale."""
 
 import torch
 from jaxtyping import Float, Int
@@ -54,6 +54,29 @@ class QuantileBins(nn.Module):
     def decode(self, ids: Int[Tensor, "*b action"]) -> Float[Tensor, "*b action"]:
         """Returns the centre of each bin."""
         return torch.stack([self.centres[d][ids[..., d]] for d in range(self.dimensions)], -1)
+
+
+class Standardized(nn.Module):
+    """Values less the recorded mean, in recorded standard deviations; what never varied stays in its own units."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dimensions))
+        self.register_buffer("deviation", torch.ones(dimensions))
+
+    def fit(self, values: Float[Tensor, "n d"]) -> "Standardized":
+        """Learns mean and deviation from recorded values."""
+        self.mean.copy_(values.double().mean(0))
+        deviation = values.double().std(0, correction=0)
+        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
+        return self
+
+    def forward(self, values: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Returns the standardized values."""
+        return (values - self.mean) / self.deviation
 
 
 def _quantile_edges(values: Float[Tensor, " n"], bins: int) -> tuple[Float[Tensor, " edges"], Float[Tensor, " bins"]]:

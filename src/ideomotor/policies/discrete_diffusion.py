@@ -19,7 +19,7 @@ from ideomotor.layers.conv import PixelStem, PixelStemConfig
 from ideomotor.layers.resampler import SpatialReadout
 from ideomotor.layers.token_groups import TokenGroups
 from ideomotor.layers.transformer import Cache, Transformer, TransformerConfig, repeat_cache
-from ideomotor.policies.actions import QuantileBins
+from ideomotor.policies.actions import QuantileBins, Standardized
 from ideomotor.types import Losses
 
 
@@ -32,7 +32,8 @@ class DiscreteDiffusionPolicyConfig:
         chunk: actions foretold together.
         bins: quantile bins a dimension.
         features: number and width of the foresight features; (0, 0) for a policy that looks at pixels only.
-        state_width: dimensions of proprioception; 0 (the default) for images only.
+        state_width: dimensions of proprioception (standardized inside, by the demonstrations'); 0 (the default) for
+            images only.
         pixels: height and width of the frames of one camera.
         views: cameras; their frames come one above the other, as one picture.
         squeeze, read_tokens: each grid (pixels, foresight) is read into that many tokens of the trunk.
@@ -96,6 +97,7 @@ class DiscreteDiffusionPolicy(nn.Module):
             self.foresight = SpatialReadout(count, feature_width, config.squeeze, config.read_tokens, width)
             self.no_foresight = nn.Parameter(0.02 * torch.randn(config.read_tokens, width))
         if config.state_width:
+            self.state_scale = Standardized(config.state_width)
             self.state = nn.Sequential(nn.Linear(config.state_width, width), nn.SiLU(), nn.Linear(width, width))
         self.actions = TokenGroups(config.action_width, config.bins, width)
         self.action_time = nn.Parameter(0.02 * torch.randn(config.chunk, width))
@@ -126,7 +128,7 @@ class DiscreteDiffusionPolicy(nn.Module):
                     f"this policy wants a state of width {config.state_width} and got "
                     f"{None if state is None else state.shape[1]}"
                 )
-            parts.append(self.state(state)[:, None])
+            parts.append(self.state(self.state_scale(state))[:, None])
         _, cache = self.trunk(torch.cat([part.to(parts[1].dtype) for part in parts], 1))
         return cache
 

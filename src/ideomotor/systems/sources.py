@@ -19,7 +19,7 @@ from ideomotor.data.cache import cached, first_camera
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.loader import ClipLoader
 from ideomotor.data.mixture import Source
-from ideomotor.data.signals import all_actions
+from ideomotor.data.signals import all_actions, all_proprio
 from ideomotor.data.token_cache import TokenCache
 from ideomotor.data.windows import Window, WindowIndex, split
 from ideomotor.systems.progress import bar
@@ -271,8 +271,19 @@ def tokenized(
 
 def recorded_actions(sources: Sequence[Source]) -> Float[Tensor, "n action"]:
     """Returns the actions of all the sources' episodes, one after the other."""
-    parts = [(source.dataset.name, all_actions(source.dataset)) for source in sources]
-    if len({actions.shape[1] for _, actions in parts}) > 1:
-        widths = ", ".join(f"{name!r} of width {actions.shape[1]}" for name, actions in parts)
-        raise ValueError(f"the data sets have actions {widths}: a policy is fine-tuned on one robot")
-    return torch.from_numpy(np.concatenate([actions for _, actions in parts]))
+    return _recorded(sources, "actions", all_actions)
+
+
+def recorded_states(sources: Sequence[Source]) -> Float[Tensor, "n state"]:
+    """Returns the robot's states of all the sources' episodes, one after the other."""
+    return _recorded(sources, "states", all_proprio)
+
+
+def _recorded(
+    sources: Sequence[Source], what: str, read: Callable[[Dataset], Float[np.ndarray, "n width"]]
+) -> Float[Tensor, "n width"]:
+    parts = [(source.dataset.name, read(source.dataset)) for source in sources]
+    if len({values.shape[1] for _, values in parts}) > 1:
+        widths = ", ".join(f"{name!r} of width {values.shape[1]}" for name, values in parts)
+        raise ValueError(f"the data sets have {what} {widths}: a policy is fine-tuned on one robot")
+    return torch.from_numpy(np.concatenate([values for _, values in parts]))

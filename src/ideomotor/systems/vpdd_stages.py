@@ -14,11 +14,19 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import torch
 from torch import nn
 
+from ideomotor.data.mixture import Source
 from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
 from ideomotor.systems import vpdd_published_stages as published
-from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, recorded_actions, tokenized
+from ideomotor.systems.sources import (
+    DataOptions,
+    TrainingClips,
+    open_sources,
+    recorded_actions,
+    recorded_states,
+    tokenized,
+)
 from ideomotor.systems.stages import (
     FAST_FILE,
     PUBLISHED_FILE,
@@ -118,13 +126,7 @@ def finetune(
 ) -> None:
     """Clip with actions -> foresight and pixels -> masked action tokens -> the actions themselves."""
     policy = DiscreteDiffusionPolicy(config.policy)
-    actions = recorded_actions(clips.sources)
-    if actions.shape[1] != config.policy.action_width:
-        raise ValueError(
-            f"the demonstrations have actions of width {actions.shape[1]}, the policy of {config.policy.action_width}: "
-            f"set --policy.action-width {actions.shape[1]}"
-        )
-    policy.bins.fit(actions)
+    _learn_scales(policy, clips.sources)
     objective = ActionDenoising(
         policy,
         predictor,
@@ -140,6 +142,25 @@ def finetune(
         run.save(tokenizer, tokenizer.config, "tokenizer")
         run.save(predictor, predictor.config, "predictor")
     run.save(policy, config.policy, "policy")
+
+
+def _learn_scales(policy: DiscreteDiffusionPolicy, sources: Sequence[Source]) -> None:
+    """Places the bins of the actions, and learns the scale of the states where the policy is told them."""
+    config, actions = policy.config, recorded_actions(sources)
+    if actions.shape[1] != config.action_width:
+        raise ValueError(
+            f"the demonstrations have actions of width {actions.shape[1]}, the policy of {config.action_width}: "
+            f"set --policy.action-width {actions.shape[1]}"
+        )
+    policy.bins.fit(actions)
+    if config.state_width:
+        states = recorded_states(sources)
+        if states.shape[1] != config.state_width:
+            raise ValueError(
+                f"the demonstrations have states of width {states.shape[1]}, the policy of {config.state_width}: set "
+                f"--policy.state-width {states.shape[1]}, or 0 for images only"
+            )
+        policy.state_scale.fit(states)
 
 
 def run_tokenizer(data: DataOptions, config: VPDD, out: Path, seed: int, fresh: bool) -> None:
