@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -211,6 +211,39 @@ class Tokenizer(Protocol):
         self, tokens: Int[Tensor, "b latent n"], grid: tuple[int, int] | None = None
     ) -> UInt8[Tensor, "b t c h w"]:
         """Returns the video those tokens stand for; ``grid`` where it is not square."""
+
+
+class Imagined(NamedTuple):
+    """What a learned world answers to one action a row; ``state`` is where it stands now."""
+
+    frames: UInt8[Tensor, "b c h w"]
+    reward: Float[Tensor, " b"] | None
+    state: Any
+
+
+@runtime_checkable
+class WorldModel(Protocol):
+    """A learned world: a batch of independent imaginations, stepped frame by frame.
+
+    A state is opaque, and used up by ``step``: what shall be stepped from twice is forked first.
+    """
+
+    @property
+    def context(self) -> int:
+        """Frames that it must have seen before it can imagine."""
+
+    @property
+    def action_width(self) -> int:
+        """Dimensions of one action; 0 for a world that nobody acts in."""
+
+    def reset(self, frames: UInt8[Tensor, "b t c h w"]) -> Any:
+        """Returns the state after those frames; of more than ``context`` the newest count."""
+
+    def step(self, state: Any, action: Float[Tensor, "b a"] | None = None) -> Imagined:
+        """Imagines the next frame of every row."""
+
+    def fork(self, state: Any, times: int) -> Any:
+        """Returns a state of ``times`` copies of each row, side by side; ``state`` stays as it is."""
 
 
 @runtime_checkable
