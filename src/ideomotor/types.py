@@ -16,6 +16,20 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+DOMAINS = ("unknown", "human", "robot", "simulated")
+"""What video is of; an id is a position here, so a new name goes to the end."""
+
+
+def domain_id(name: str) -> int:
+    """Returns the id of a domain.
+
+    Raises:
+        ValueError: there is no such domain.
+    """
+    if name not in DOMAINS:
+        raise ValueError(f"there is no domain {name!r}: take one of {', '.join(DOMAINS)}")
+    return DOMAINS.index(name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
@@ -28,6 +42,7 @@ class Clip:
         action_mask: True where an action was really recorded, False where the chunk runs past the episode's end.
         proprio: the robot's own state at the last context frame.
         tokens: the tokenizer's latent frames of this window, by camera, where a cache holds them.
+        domain: one id a sample, see ``DOMAINS``; None where all are unknown.
     """
 
     frames: Mapping[str, UInt8[Tensor, "b t c h w"]] = field(default_factory=dict)
@@ -36,6 +51,7 @@ class Clip:
     action_mask: Bool[Tensor, "b chunk"] | None = None
     proprio: Float[Tensor, "b state"] | None = None
     tokens: Mapping[str, Int[Tensor, "b latent n"]] | None = None
+    domain: Int[Tensor, " b"] | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -63,7 +79,7 @@ class Clip:
 
     def split(self, context: int) -> tuple[Clip, Clip]:
         """Returns what is seen (the first ``context`` frames, and the state) and what is to be foretold (the rest,
-        and the actions).
+        and the actions); text and domain are those of both.
         """
         for camera, video in self.frames.items():
             if video.shape[1] <= context:
@@ -74,8 +90,8 @@ class Clip:
         seen = {camera: video[:, :context] for camera, video in self.frames.items()}
         rest = {camera: video[:, context:] for camera, video in self.frames.items()}
         return (
-            Clip(frames=seen, text=self.text, proprio=self.proprio),
-            Clip(frames=rest, text=self.text, actions=self.actions, action_mask=self.action_mask),
+            Clip(frames=seen, text=self.text, proprio=self.proprio, domain=self.domain),
+            Clip(frames=rest, text=self.text, actions=self.actions, action_mask=self.action_mask, domain=self.domain),
         )
 
 

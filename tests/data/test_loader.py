@@ -14,7 +14,7 @@ from ideomotor.data.signals import all_actions
 from ideomotor.data.synthetic import synthetic_dataset
 from ideomotor.data.token_cache import TokenCache
 from ideomotor.data.windows import WindowConfig, WindowIndex
-from ideomotor.types import Clip, Dataset
+from ideomotor.types import DOMAINS, Clip, Dataset
 
 WINDOW = WindowConfig(context=2, horizon=2, stride=3, chunk=4)
 
@@ -47,6 +47,7 @@ def joined(parts: list[Clip]) -> Clip:
         actions=torch.cat([part.actions for part in parts]),
         action_mask=torch.cat([part.action_mask for part in parts]),
         proprio=torch.cat([part.proprio for part in parts]),
+        domain=torch.cat([part.domain for part in parts]),
     )
 
 
@@ -72,6 +73,18 @@ def test_clips_hold_what_was_recorded():
             assert clip.action_mask[row].tolist() == recorded
             wanted = episode.read_actions()[[min(anchor + k, 9) for k in range(4)]]
             np.testing.assert_array_equal(clip.actions[row], wanted)
+
+
+def test_each_sample_has_the_domain_of_its_source():
+    first, second = mixed()
+    loader = ClipLoader([replace(first, domain="human"), replace(second, domain="robot")], 8, seed=0)
+    for step, clip in enumerate(take(loader, 5)):
+        sources, _ = loader.mixture.samples(8 * step, 8)
+        assert clip.domain is not None
+        assert [DOMAINS[number] for number in clip.domain] == [("human", "robot")[number] for number in sources]
+        seen, rest = clip.split(2)
+        assert torch.equal(seen.domain, clip.domain) and torch.equal(rest.domain, clip.domain)
+    assert ClipLoader(mixed(), 8, seed=0).batch(0).domain.tolist() == [0] * 8
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])

@@ -105,6 +105,8 @@ def test_what_cannot_be_mixed_is_refused():
         Source(dataset, cameras={"main": "wrist"})
     with pytest.raises(ValueError, match="has no cameras"):
         Source(dataset, cameras={})
+    with pytest.raises(ValueError, match="no domain 'martian': take one of unknown, human, robot, simulated"):
+        Source(dataset, domain="martian")
     with pytest.raises(ValueError, match="no episodes"):
         Source(replace(dataset, episodes=()))
     assert Source(dataset).camera_names() == {"main": "video"}

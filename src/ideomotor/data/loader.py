@@ -18,7 +18,7 @@ from ideomotor.data.mixture import Mixture, Source
 from ideomotor.data.signals import read_actions, read_proprio, refuse_other_widths
 from ideomotor.data.token_cache import TokenCache, windows_key
 from ideomotor.data.windows import WindowIndex
-from ideomotor.types import Clip
+from ideomotor.types import Clip, domain_id
 
 _Signal = Float32[np.ndarray, "t width"]
 
@@ -156,6 +156,7 @@ class _SourceReader:
             action_mask=mask,
             proprio=proprio,
             tokens=None if self.tokens is None else {name: cache.read(wanted) for name, cache in self.tokens.items()},
+            domain=torch.full((len(wanted),), domain_id(self.source.domain)),
         )
 
     def _read_actions(self) -> list[_Signal]:

@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt64
 
 from ideomotor.data.cache import first_camera
 from ideomotor.data.windows import Window, WindowConfig
-from ideomotor.types import Dataset
+from ideomotor.types import Dataset, domain_id
 
 _ROUNDS = 6
 
@@ -31,6 +31,7 @@ class Source:
         window: of its windows; the stride may differ between the sources of a mixture.
         cameras: the dataset's camera for each name in the clips; its first camera, as "main", by default.
         size: height and width that frames are scaled to cover and cut to, for a dataset that is not cached.
+        domain: what its video is of; one of ``types.DOMAINS``.
     """
 
     dataset: Dataset
@@ -38,8 +39,10 @@ class Source:
     window: Window = field(default_factory=WindowConfig)
     cameras: Mapping[str, str] | None = None
     size: tuple[int, int] | None = None
+    domain: str = "unknown"
 
     def __post_init__(self) -> None:
+        domain_id(self.domain)  # refuses an unknown name
         if not (self.weight > 0 and math.isfinite(self.weight)):
             raise ValueError(
                 f"source {self.dataset.name!r} has weight {self.weight}; weights are positive: leave out "
