@@ -29,7 +29,8 @@ from ideomotor.systems.quickstart_report import QuickstartConfig
 from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources
 from ideomotor.systems.stages import view_of
 from ideomotor.systems.trials import roll_out
-from ideomotor.systems.vpdd import PRESETS, VIEW, imagine
+from ideomotor.systems.vpdd import PRESETS, VIEW
+from ideomotor.systems.vpdd_imagine import imagine
 from ideomotor.systems.vpdd_stages import Models, load_agent, load_models, text_encoder
 from ideomotor.training.config import config_from_json
 from ideomotor.types import Clip
@@ -46,12 +47,13 @@ def video(models: Models, clips: list[Clip], steps: int) -> dict[str, float]:
     for clip in clips:
         frames, text = clip.frames[VIEW], encoder(clip.text)
         with torch.inference_mode():
-            cache, seen = predictor.observe(tokenizer.encode(frames[:, :context]), text)
+            cache, seen = predictor.observe(tokenizer.encode(frames[:, :context]), text, clip.domain)
             future = tokenizer.encode(frames[:, context:]).flatten(1)
             network = lambda xt, seen=seen, cache=cache: predictor.logits(xt, seen, cache)  # noqa: E731
             spent.append(decoding_nll(network, future, tokenizer.vocab, steps, generator))
         began = time.process_time()
-        imagined = imagine(replace(config, imagine_steps=steps), tokenizer, predictor, frames[:, :context], text)
+        seen = frames[:, :context]
+        imagined = imagine(config, tokenizer, predictor, seen, text, domain=clip.domain, steps=steps)
         seconds += time.process_time() - began
         error = error + moving_error(frames[:, context:], imagined, frames[:, context - 1 : context])
     return {
@@ -96,7 +98,7 @@ def main() -> None:
         raise SystemExit(f"{run} holds no quickstart: run `make quickstart` first, or give --run FOLDER")
     config = config_from_json(QuickstartConfig, json.loads(noted.read_text())["quickstart"])
     models = load_models(run / "pretrain")
-    options = DataOptions(data=(run / "data" / "video",), cache=run / "cache")
+    options = DataOptions(data=(run / "data" / "video",), domains=("simulated",), cache=run / "cache")
     sources = open_sources(options, models.config, models.config.pretrain_stage)
     clips = TrainingClips(sources.train, sources.validation).held_out(models.config.pretrain_stage, batches)
     log, rows = args.log or run / "nfe_sweep.jsonl", []

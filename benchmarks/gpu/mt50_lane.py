@@ -194,15 +194,14 @@ def _train(name: str, lane: Lane, out: Path, notes: Notes, ends: float) -> None:
 def _run(name: str, model: VPDD, out: Path, folder: Path) -> None:
     shown, cache = out / "data" / "demonstrations", out / "cache"
     # The demonstrations are video too: the first two stages see their frames, and no action.
-    video = DataOptions(data=(out / "data" / "video", shown), cache=cache)
+    video = DataOptions(data=(out / "data" / "video", shown), domains=("simulated", "simulated"), cache=cache)
     if name == "tokenizer":
         run_tokenizer(video, model, folder, _SEED, False)
     elif name == "pretrain":
         run_pretrain(video, model, out / "tokenizer", folder, _SEED, False)
     else:
-        run_finetune(
-            DataOptions(data=(shown,), cache=cache, validation=0.0), model, out / "pretrain", folder, _SEED, False
-        )
+        demonstrations = DataOptions(data=(shown,), domains=("simulated",), cache=cache, validation=0.0)
+        run_finetune(demonstrations, model, out / "pretrain", folder, _SEED, False)
 
 
 def _stage(model: VPDD, name: str) -> Stage:

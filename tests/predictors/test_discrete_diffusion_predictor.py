@@ -1,10 +1,13 @@
 """The video predictor: shapes, no leak, learns, and decodes what it learned."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ideomotor.layers.transformer import TransformerConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
+from ideomotor.types import DOMAINS, domain_id
 
 CONFIG = DiscreteDiffusionPredictorConfig(
     vocab=11, grid=(4, 6), text_width=8, text_dropout=0.0, trunk=TransformerConfig(width=32, layers=2, heads=2)
@@ -118,3 +121,63 @@ def test_guidance_sharpens_what_the_sentence_says(
     assert torch.equal(predictor.sample(context, text, 2, guidance=0.0), untold)
     assert not torch.equal(plain, untold)
     assert not torch.equal(predictor.sample(context, text, 2, guidance=3.0), plain)
+
+
+# --- domains ----------------------------------------------------------------------------------------------------------
+
+HUMAN, ROBOT = domain_id("human"), domain_id("robot")
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def two_dynamics(n: int, generator: torch.Generator) -> Batch:
+    """Nothing but the domain tells which of two rules holds: human tokens go up by 1, a robot's by 5."""
+    context = torch.randint(0, 11, (n, 1, 24), generator=generator)
+    domain = torch.where(torch.rand(n, generator=generator) < 0.5, HUMAN, ROBOT)
+    return context, (context + 1 + 4 * (domain == ROBOT)[:, None, None]) % 11, torch.zeros(n, 8), domain
+
+
+def trained(domains: int, generator: torch.Generator) -> DiscreteDiffusionPredictor:
+    torch.manual_seed(0)
+    predictor = DiscreteDiffusionPredictor(replace(CONFIG, domains=domains, text_dropout=0.2))
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=3e-3)
+    for _ in range(300):
+        losses = predictor.loss(*two_dynamics(32, generator), generator=generator)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+    return predictor
+
+
+def test_a_domain_decides_between_two_dynamics(generator: torch.Generator) -> None:
+    predictor = trained(len(DOMAINS), generator)
+    context, future, text, domain = two_dynamics(32, generator)
+    assert (predictor.sample(context, text, 4, domain=domain) == future).float().mean() > 0.95
+    other = torch.where(domain == HUMAN, ROBOT, HUMAN)
+    assert (predictor.sample(context, text, 4, domain=other) == future).float().mean() < 0.05
+    assert torch.equal(  # what guidance pushes away from knows the domain too
+        predictor.sample(context, text, 4, domain=domain),
+        predictor.sample(context, text, 4, domain=domain, guidance=3.0),
+    )
+    # Unknown was learned from what was withheld: either rule, not the one of an embedding that nothing ever trained.
+    cache, seen = predictor.observe(context, text)
+    nothing = torch.full((32, 24), predictor.future.mask_id)
+    likely = predictor.logits(nothing, seen, cache).softmax(-1)
+    either = [likely.gather(-1, ((context[:, 0] + step) % 11)[..., None]).mean() for step in (1, 5)]
+    assert min(either) > 0.2 and sum(either) > 0.9
+    assert predictor.domain is not None and not predictor.domain.weight[domain_id("simulated")].any()
+
+
+def test_without_the_switch_a_domain_changes_nothing(generator: torch.Generator) -> None:
+    """The embedding begins at zero and draws nothing: the switch changes what is learned, not the first loss."""
+    batch = two_dynamics(8, generator)
+
+    def first(domains: int, *given: torch.Tensor) -> tuple[torch.Tensor, set[str]]:
+        torch.manual_seed(0)
+        predictor = DiscreteDiffusionPredictor(replace(CONFIG, domains=domains, text_dropout=0.2))
+        return predictor.loss(*given).total, set(dict(predictor.named_parameters()))
+
+    loss, names = first(0, *batch)
+    assert torch.equal(loss, first(0, *batch[:3])[0]) and torch.equal(loss, first(len(DOMAINS), *batch)[0])
+    assert first(len(DOMAINS), *batch)[1] - names == {"domain.weight"}
+    with pytest.raises(ValueError, match="domains is 2; wanted 4, for unknown, human, robot, simulated, or 0"):
+        replace(CONFIG, domains=2)

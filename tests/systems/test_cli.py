@@ -19,10 +19,13 @@ from ideomotor.cli import vpdd as cli_vpdd
 from ideomotor.data.video import VideoFrames, probe
 from ideomotor.evaluation.episodes import EpisodeResult, append, read_log
 from ideomotor.evaluation.statistics import wilson
-from ideomotor.systems import collection, stages, vpdd_stages
+from ideomotor.systems import collection, imagination, stages, vpdd_stages
 from ideomotor.systems.collection import CollectionConfig, collect
 from ideomotor.systems.quickstart import QuickstartConfig, claim
+from ideomotor.systems.sources import read_facts
+from ideomotor.systems.stages import domain_of
 from ideomotor.systems.vpdd import PRESETS
+from ideomotor.systems.vpdd_imagine import imagine
 from ideomotor.systems.vpdd_stages import evaluate, load_agent
 from ideomotor.training.run import Run
 
@@ -602,6 +605,52 @@ def test_a_stage_notes_its_data_and_imagine_takes_a_held_out_clip(
     assert "2 apart" in shown and f"of {noted['held_out'][0]}" in shown
 
 
+def test_domains_are_noted_and_go_with_the_model(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (home / "data/video", home / "data/demonstrations")
+    mixed = ("--data", *data, "--domains", "human", "robot")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "Run", functools.partial(Run, pause_at=2))
+        stage(home, "pretrain", tmp_path / "pretrain", *mixed)
+    assert stage(home, "pretrain", tmp_path / "pretrain", *mixed[:-1], "simulated") == 2
+    assert "data.domains: ['human', 'robot'] -> ['human', 'simulated']" in said(capsys)
+    assert stage(home, "pretrain", tmp_path / "pretrain", *mixed) == 0
+    assert [facts.domain for facts in read_facts(tmp_path / "pretrain")] == ["human", "robot"]
+    assert domain_of(tmp_path / "pretrain") == "unknown"  # of two
+    options = ("--predictor-from", tmp_path / "pretrain", "--domains", "robot")
+    assert stage(home, "finetune", tmp_path / "policy", *options) == 0
+    assert load_agent(tmp_path / "policy").domain == "robot" and load_agent(home / "finetune").domain == "unknown"
+
+
+def test_imagine_takes_the_domain_of_its_data(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stage(home, "pretrain", tmp_path / "out", "--domains", "human") == 0
+    asked: list[list[int]] = []
+
+    def seen(*given, domain, **options):
+        asked.append(domain.tolist())
+        return imagine(*given, domain=domain, **options)
+
+    monkeypatch.setattr(imagination, "imagine", seen)
+    shutil.copytree(home / "data/video", tmp_path / "elsewhere")
+    for source, options in (
+        (home / "data/video", ()),
+        (tmp_path / "elsewhere", ("--samples", 2)),
+        (home / "data/video", ("--domain", "robot")),
+    ):
+        words = ("imagine", tmp_path / "out", "--input", source, "--out", tmp_path / "x.mp4", *options)
+        assert ideomotor(*words) == 0
+    assert asked == [[1], [1, 1], [2]]
+    assert ideomotor(*words[:-1], "martian") == 2
+    assert "there is no domain 'martian': take one of unknown, human, robot, simulated" in said(capsys)
+    assert stage(home, "pretrain", tmp_path / "plain", "--predictor.domains", 0, "--domains", "human") == 0
+    capsys.readouterr()
+    assert ideomotor("imagine", tmp_path / "plain", *words[2:]) == 2
+    assert "this model knows no domains (predictor.domains is 0): leave out --domain" in said(capsys)
+
+
 def test_demonstrations_are_seen_as_the_policy_will_see(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -646,6 +695,9 @@ def test_an_inspected_folder_may_be_all_bad(tmp_path: Path, capsys: pytest.Captu
         ("tokenizer", ("--tokenizer-stage.optim.lr", "nan"), "lr nan must be above 0"),
         ("tokenizer", ("--weights", "nan"), "--weights (nan,)"),
         ("tokenizer", ("--strides", 0), "--strides (0,)"),
+        ("tokenizer", ("--domains", "martian"), "no domain 'martian': take one of unknown, human, robot, simulated"),
+        ("tokenizer", ("--domains", "human", "robot"), "--domains has 2 values for 1 data sets: give one each"),
+        ("pretrain", ("--predictor.domains", 3), "domains is 3; wanted 4"),
     ],
 )
 def test_numbers_that_make_no_sense_claim_no_folder(

@@ -27,11 +27,21 @@ class TinyPredictor(nn.Module):
 
     config = tiny().predictor
 
-    def sample(self, seen: Tensor, text: Tensor, steps: int, temperature: float, generator: torch.Generator) -> Tensor:
+    def sample(
+        self,
+        seen: Tensor,
+        text: Tensor,
+        steps: int,
+        temperature: float,
+        generator: torch.Generator,
+        *,
+        domain: Tensor,
+    ) -> Tensor:
+        assert len(domain) == len(seen)
         assert temperature == 1.0  # a prior is drawn from as it is, or Bayes' rule does not hold
         return torch.multinomial(PRIOR.expand(len(seen), -1), 1, generator=generator)[:, None]
 
-    def features(self, seen: Tensor, text: Tensor, future: Tensor) -> Tensor:
+    def features(self, seen: Tensor, text: Tensor, future: Tensor, domain: Tensor) -> Tensor:
         return future
 
 

@@ -14,6 +14,8 @@ import pytest
 pytest.importorskip("gymnasium", reason="the metaworld extra is not installed")
 pytest.importorskip("av", reason="the video extra is not installed")
 
+from ideomotor.systems.stages import domain_of
+
 pytestmark = pytest.mark.slow
 
 # Twice the steps of the tiny preset, so that a stage lasts long enough to be caught in its middle.
@@ -89,6 +91,8 @@ def test_it_leaves_a_page_and_the_figures(whole: tuple[Path, str]) -> None:
 def test_the_control_has_neither_tokenizer_nor_predictor(whole: tuple[Path, str]) -> None:
     out, _ = whole
     assert {path.parent.name for path in (out / "control").glob("*/model.safetensors")} == {"policy"}
+    for stage in TRAINED:
+        assert domain_of(out / stage) == "simulated"
     models = {path.parent.name for path in (out / "finetune").glob("*/model.safetensors")}
     assert models == {"tokenizer", "predictor", "policy"}
     config = {

@@ -28,9 +28,9 @@ from ideomotor.systems.vpdd import (
     VideoDenoising,
     VPDDAgent,
     decode,
-    imagine,
     tokens_of,
 )
+from ideomotor.systems.vpdd_imagine import imagine
 from ideomotor.systems.vpdd_stages import (
     Models,
     finetune,
@@ -45,7 +45,7 @@ from ideomotor.systems.vpdd_stages import (
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.training.optim import OptimConfig
 from ideomotor.training.run import Run, Stopped
-from ideomotor.types import Clip, Losses
+from ideomotor.types import Clip, Losses, domain_id
 
 STEPS = 4
 
@@ -122,6 +122,42 @@ def test_finetuning_overfits_one_batch(foresight: bool) -> None:
     agent = VPDDAgent(config, policy, *lent, HashedWords())
     missed = (agent.act(replace(clip, frames={VIEW: clip.frames[VIEW][:, :4]})) - clip.actions)[clip.action_mask].abs()
     assert missed.mean() < 0.25 * clip.actions.std()
+
+
+def test_the_domain_reaches_all_that_foretells() -> None:
+    config = small()
+    tokenizer, predictor, policy = models(config)
+    assert predictor.domain is not None
+    torch.nn.init.normal_(predictor.domain.weight)
+    torch.nn.init.normal_(predictor.future.head.weight, std=0.3)  # these begin at zero, where nothing would matter
+    torch.nn.init.normal_(policy.actions.head.weight, std=0.3)
+    clip = batch(config)
+    human, robot = (torch.full((4,), domain_id(name)) for name in ("human", "robot"))
+    for objective in (
+        VideoDenoising(predictor, tokenizer, HashedWords()),
+        ActionDenoising(policy, predictor, tokenizer, HashedWords(), 4, shift=0, jitter=0.0),
+        ActionDenoising(policy, predictor, tokenizer, HashedWords(), 4, shift=0, jitter=0.0, reveal=0.5),
+    ):
+        losses = []
+        for domain in (None, clip.domain, human, robot):
+            torch.manual_seed(0)
+            losses.append(float(objective(replace(clip, domain=domain)).total.detach()))
+        assert losses[0] == losses[1] and len(set(losses)) == 3
+    context = replace(clip, frames={VIEW: clip.frames[VIEW][:, :4]}, domain=None)
+    agent = VPDDAgent(config, policy, predictor, tokenizer, HashedWords(), "robot")
+    handed: list[Tensor] = []
+    sample = policy.sample
+    policy.sample = lambda frames, features, *rest: handed.append(features) or sample(frames, features, *rest)
+    for agent.dial in ("features", "full"):
+        handed.clear()
+        for domain in (None, robot, human):  # in the domain that it was made for, unless the context names one
+            agent.act(replace(context, domain=domain))
+        assert torch.equal(handed[0], handed[1]) and not torch.equal(handed[0], handed[2])
+    frames, text = context.frames[VIEW], HashedWords()(context.text)
+    videos = [imagine(config, tokenizer, predictor, frames, text, domain=domain) for domain in (None, human, robot)]
+    assert not torch.equal(videos[0], videos[1]) and not torch.equal(videos[1], videos[2])
+    with pytest.raises(ValueError, match="no domain 'toy'"):
+        VPDDAgent(config, policy, predictor, tokenizer, HashedWords(), "toy")
 
 
 @pytest.mark.parametrize("foresight", [True, False], ids=["foresight", "control"])
@@ -466,7 +502,7 @@ def test_training_shows_some_samples_a_part_of_the_future() -> None:
     tokenizer, predictor, policy = models(config)
     seen: list[Tensor] = []
     features = predictor.features
-    predictor.features = lambda context, text, future=None: (seen.append(future), features(context, text, future))[1]
+    predictor.features = lambda context, text, future, domain: (seen.append(future), features(context, text, future))[1]
     objective = ActionDenoising(policy, predictor, tokenizer, HashedWords(), 4, 0, 0.0, reveal=0.5)
     clip = next(iter(ClipLoader(sources(config, actions=True), 32, 0)))
     torch.manual_seed(0)

@@ -8,12 +8,12 @@ from torch import nn
 
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
-from ideomotor.systems.sources import DataFacts, Sources, read_facts
+from ideomotor.systems.sources import DATA_FILE, DataFacts, Sources, read_facts
 from ideomotor.systems.vpdd import VIEW, tiny
 from ideomotor.systems.vpdd_shards import MANIFEST, pack, unpack
 from ideomotor.systems.vpdd_stages import load_agent, load_models
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
-from ideomotor.training.checkpoint import save_model, write_json
+from ideomotor.training.checkpoint import read_json, save_model, write_json
 from ideomotor.training.config import config_to_json
 from ideomotor.types import Clip
 
@@ -30,7 +30,7 @@ def stage(tmp_path: Path) -> Path:
     for name, model in (parts | {"policy": policy}).items():
         save_model(folder / name, model, model.config)
     write_json(folder / "vpdd.json", config_to_json(config))
-    facts = DataFacts(path="data", camera="corner", stride=4, learned=3, held_out=[], left_out=[])
+    facts = DataFacts(path="data", camera="corner", stride=4, learned=3, held_out=[], left_out=[], domain="robot")
     Sources([], [], [facts]).note(folder)
     return folder
 
@@ -44,6 +44,7 @@ def test_shards_are_small_and_come_back_as_the_stage(stage: Path, tmp_path: Path
     assert [path.read_bytes() for path in pack(stage, tmp_path / "packed", limit=100_000)] == before
 
     unpack(tmp_path / "packed", tmp_path / "again")
+    assert load_agent(tmp_path / "again").domain == "robot"
     old, new = load_models(stage), load_models(tmp_path / "again")
     assert old.config == new.config and read_facts(stage) == read_facts(tmp_path / "again")
     for one, other in zip(old[1:], new[1:], strict=True):
@@ -52,6 +53,17 @@ def test_shards_are_small_and_come_back_as_the_stage(stage: Path, tmp_path: Path
         for name, value in other.state_dict().items():
             wanted = one.state_dict()[name]
             assert torch.equal(value, wanted.bfloat16().float() if name in weights else wanted), name
+
+
+def test_data_noted_before_there_were_domains(stage: Path):
+    noted = read_json(stage / DATA_FILE)
+    del noted["datasets"][0]["domain"]
+    write_json(stage / DATA_FILE, noted)
+    assert [facts.domain for facts in read_facts(stage)] == ["unknown"]
+    noted["datasets"][0]["domain"] = "martian"
+    write_json(stage / DATA_FILE, noted)
+    with pytest.raises(ValueError, match="was edited"):
+        read_facts(stage)
 
 
 def test_what_came_back_acts(stage: Path, tmp_path: Path):

@@ -197,6 +197,8 @@ class Imagine:
     """Video file to write (mp4, webm or gif)."""
     text: str | None = None
     """What should happen; by default the clip's own caption."""
+    domain: str | None = None
+    """What the clip is of: human, robot, simulated or unknown; by default as the data that the model learned from."""
     episode: str | None = None
     """Episode id in a data set; by default the first that the model's stage held out, else the first."""
     start: int | None = None
@@ -229,6 +231,7 @@ class Imagine:
             self.input,
             self.out,
             text=self.text,
+            domain=self.domain,
             episode=self.episode,
             start=self.start,
             stride=self.stride,

@@ -16,7 +16,7 @@ from ideomotor.diffusion.discrete import cosine_ratio, mask_tokens, masked_cross
 from ideomotor.diffusion.samplers import Order, parallel_decode
 from ideomotor.layers.token_groups import TokenGroups
 from ideomotor.layers.transformer import Cache, Transformer, TransformerConfig
-from ideomotor.types import Losses
+from ideomotor.types import DOMAINS, Losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,9 @@ class DiscreteDiffusionPredictorConfig:
         latents: latent frames foretold; as many are observed as ``context_latents``.
         views: cameras that share the grid.
         text_width: width of the sentence vectors.
-        text_dropout: share of training samples whose text is withheld, so that guidance and captionless video work.
+        text_dropout: share of training samples whose text is withheld, so that guidance and captionless video work;
+            of as many, drawn apart, the domain is withheld, so that video of an unknown domain works.
+        domains: embedded are that many domains of ``types.DOMAINS``, all of them; 0 for none.
     """
 
     vocab: int = 1000
@@ -42,6 +44,7 @@ class DiscreteDiffusionPredictorConfig:
     views: int = 1
     text_width: int = 384
     text_dropout: float = 0.1
+    domains: int = 0
     trunk: TransformerConfig = field(default_factory=TransformerConfig)
 
     def __post_init__(self) -> None:
@@ -57,6 +60,10 @@ class DiscreteDiffusionPredictorConfig:
             raise ValueError(
                 f"context_latents {self.context_latents} and latents {self.latents} must be at least 1, text_dropout "
                 f"{self.text_dropout} in [0, 1)"
+            )
+        if self.domains not in (0, len(DOMAINS)):
+            raise ValueError(
+                f"domains is {self.domains}; wanted {len(DOMAINS)}, for {', '.join(DOMAINS)}, or 0 to embed none"
             )
 
     @property
@@ -82,6 +89,9 @@ class DiscreteDiffusionPredictor(nn.Module):
         self.future_time = nn.Parameter(0.02 * torch.randn(config.latents, 1, width))
         self.trunk = Transformer(config.trunk)
         del self.seen.head  # the past is read, never foretold
+        self.domain: nn.Embedding | None = None
+        if config.domains:  # zeros: it begins as a predictor without, and a domain never met stays as good as none
+            self.domain = nn.Embedding.from_pretrained(torch.zeros(config.domains, width), freeze=False)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
@@ -93,6 +103,8 @@ class DiscreteDiffusionPredictor(nn.Module):
         context: Int[Tensor, "b latent n"],
         future: Int[Tensor, "b latent n"],
         text: Float[Tensor, "b d"],
+        domain: Int[Tensor, " b"] | None = None,
+        *,
         generator: torch.Generator | None = None,
     ) -> Losses:
         """Returns the cross-entropy of masked future tokens; the mask ratio is drawn per sample on a cosine."""
@@ -102,17 +114,20 @@ class DiscreteDiffusionPredictor(nn.Module):
         x0 = rearrange(future, "b latent n -> b (latent n)")
         ratio = cosine_ratio(torch.rand(batch, generator=generator)).to(x0.device)
         xt, masked = mask_tokens(x0, self.future.mask_id, ratio, generator)
-        cache, seen = self.observe(context, text)
+        if domain is not None and self.domain is not None:
+            told = torch.rand(batch, generator=generator) >= self.config.text_dropout
+            domain = domain * told.to(domain)
+        cache, seen = self.observe(context, text, domain)
         logits = self.logits(xt, seen, cache)
         total = masked_cross_entropy(logits, x0, masked)
         right = (logits.detach().argmax(-1) == x0)[masked].float().mean()
         return Losses(total=total, terms={"cross_entropy": total.detach(), "accuracy": right})
 
     def observe(
-        self, context: Int[Tensor, "b latent n"], text: Float[Tensor, "b d"]
+        self, context: Int[Tensor, "b latent n"], text: Float[Tensor, "b d"], domain: Int[Tensor, " b"] | None = None
     ) -> tuple[Cache, Float[Tensor, "b n d"]]:
         """Returns the prefix's cache, and the embedded last latent frame (future positions are told what stood
-        there).
+        there). ``domain`` is what the video is of, one id a sample; None for unknown.
         """
         config = self.config
         wanted = (config.context_latents, config.grid[0] * config.grid[1])
@@ -127,7 +142,11 @@ class DiscreteDiffusionPredictor(nn.Module):
             + self.place
             + self.seen_time
         )
-        prefix = torch.cat([self.text(text)[:, None].to(seen), placed.flatten(1, 2)], 1)
+        told = self.text(text).to(seen)
+        if self.domain is not None:
+            ids = torch.zeros(len(text), dtype=torch.long) if domain is None else domain
+            told = told + self.domain(ids.to(seen.device)).to(seen)
+        prefix = torch.cat([told[:, None], placed.flatten(1, 2)], 1)
         _, cache = self.trunk(prefix)
         return cache, seen[:, -config.positions :]
 
@@ -149,12 +168,13 @@ class DiscreteDiffusionPredictor(nn.Module):
         context: Int[Tensor, "b latent n"],
         text: Float[Tensor, "b d"],
         future: Int[Tensor, "b latent n"] | None = None,
+        domain: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b m d"]:
         """Returns what one pass over the future says, a foresight for every place.
 
         By default nothing of the future is known; otherwise ``future`` holds its tokens, [MASK] where unknown.
         """
-        cache, seen = self.observe(context, text)
+        cache, seen = self.observe(context, text, domain)
         if future is None:
             xt = self._unknown(len(text), context.device)
         else:
@@ -177,6 +197,7 @@ class DiscreteDiffusionPredictor(nn.Module):
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
         *,
+        domain: Int[Tensor, " b"] | None = None,
         order: Order = "confidence",
         remask: float = 0.0,
         guidance: float = 1.0,
@@ -191,6 +212,7 @@ class DiscreteDiffusionPredictor(nn.Module):
             steps: passes at most.
             temperature: of the draws.
             generator: of the draws.
+            domain: what the video is of, one id a sample; None for unknown.
             order: in which tokens are set; see ``parallel_decode``.
             remask: share of the tokens set that each pass takes back; see ``parallel_decode``.
             guidance: 1 is none; more pushes what is foretold away from what would be foretold without the sentence
@@ -198,8 +220,8 @@ class DiscreteDiffusionPredictor(nn.Module):
             known: tokens of the future that are given, [MASK] for the others: in-painting.
             watch: shown the tokens before each pass, for a film of the denoising.
         """
-        cache, seen = self.observe(context, text)
-        free = self.observe(context, torch.zeros_like(text)) if guidance != 1.0 else None
+        cache, seen = self.observe(context, text, domain)
+        free = self.observe(context, torch.zeros_like(text), domain) if guidance != 1.0 else None
         latents = self.config.latents
 
         def logits(xt: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:

@@ -21,11 +21,12 @@ from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
 from ideomotor.systems.denoising_film import denoising_film
 from ideomotor.systems.panels import HOTTEST, comparison, enlarged
 from ideomotor.systems.sources import DataFacts, read_facts
-from ideomotor.systems.vpdd import imagine
+from ideomotor.systems.stages import domain_of
+from ideomotor.systems.vpdd_imagine import imagine
 from ideomotor.systems.vpdd_stages import Models, load_models, text_encoder
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.training.checkpoint import write_json
-from ideomotor.types import Episode
+from ideomotor.types import Episode, domain_id
 
 FPS = 5.0  # of written videos: slow enough to compare
 
@@ -40,12 +41,12 @@ def imagine_held_out(models: Models, sources: Sequence[Source], out: Path, clips
         clips: how many are measured at most.
         shown: how many are written as videos.
     """
-    frames, texts, names = _spread(sources, clips)
+    frames, texts, names, domain = _spread(sources, clips)
     config, context = models.config, models.config.window.context
     tokenizer, predictor = _foretelling(models)
     vectors = text_encoder(config)(texts)
-    parts = zip(frames[:, :context].split(32), vectors.split(32), strict=True)
-    imagined = torch.cat([imagine(config, tokenizer, predictor, seen, said) for seen, said in parts])
+    parts = zip(frames[:, :context].split(32), vectors.split(32), domain.split(32), strict=True)
+    imagined = torch.cat([imagine(config, tokenizer, predictor, seen, said, domain=of) for seen, said, of in parts])
     truth, last = frames[:, context:], frames[:, context - 1 : context]
     ours = [moving_error(truth[i : i + 1], imagined[i : i + 1], last[i : i + 1]) for i in range(len(frames))]
     still = repeat_last(frames[:, :context], truth.shape[1])
@@ -86,6 +87,7 @@ def imagine_file(
     out: Path,
     *,
     text: str | None = None,
+    domain: str | None = None,
     episode: str | None = None,
     start: int | None = None,
     stride: int | None = None,
@@ -100,7 +102,8 @@ def imagine_file(
 ) -> list[str]:
     """Writes a video of truth, imagined futures and the first one's error; returns lines that say what it shows.
 
-    ``temperature`` is 0 for one future and 1 for several unless it is given; ``film`` gets the denoising pass by pass.
+    ``temperature`` is 0 for one future and 1 for several unless it is given; ``film`` gets the denoising pass by pass;
+    ``domain`` is what the clip is of, by default that of the data that the model's stage learned from.
 
     Raises:
         ValueError: the model has no predictor, the clip is too short, or a setting makes no sense.
@@ -108,17 +111,13 @@ def imagine_file(
     if temperature is None:
         temperature = float(samples > 1)
     _check_sampling(samples, steps, temperature, order, guidance)
-    for path in (out, *filter(None, [film])):
-        container_of(path)
-        if path.resolve().is_relative_to(source.resolve()):  # the file itself, or a place in the data set
-            raise ValueError(f"{path} would overwrite or join the input {source}: choose another --out or --film")
-    if film is not None and film.resolve() == out.resolve():
-        raise ValueError(f"film and out are both {out}: give the film a name of its own")
+    _check_written(source, out, film)
     models = load_models(model)
     tokenizer, predictor = _foretelling(models)
     config = models.config
     episodes = open_dataset(source).episodes
     facts = _noted(model, source, len(episodes))
+    of = domain_id(_domain(model, predictor, facts, domain))
     if facts is not None and episode is None:  # one that was not learned from
         there = {candidate.id for candidate in episodes}
         episode = next((name for name in facts.held_out if name in there), None)
@@ -145,7 +144,8 @@ def imagine_file(
     futures = imagine(
         config, tokenizer, predictor, context.expand(samples, -1, -1, -1, -1), text_encoder(config)([said] * samples),
         rounds, temperature, torch.Generator().manual_seed(seed),
-        steps=steps, order=order, guidance=guidance, watch=passes.append if film else None,
+        domain=torch.full((samples,), of), steps=steps, order=order, guidance=guidance,
+        watch=passes.append if film else None,
     )  # fmt: skip
     write_video(out, comparison(context[0], truth[0], futures), FPS)
     lines = [
@@ -158,6 +158,15 @@ def imagine_file(
         write_video(film, denoising_film(tokenizer, predictor, passes, context[0], truth[0], futures), FPS)
         lines.append(f"{film}: the same futures as they are denoised, {len(passes)} passes; grey is not known yet")
     return lines + _measured(context, truth, futures, start + stride * horizon - (chosen.length - 1))
+
+
+def _check_written(source: Path, out: Path, film: Path | None) -> None:
+    for path in (out, *filter(None, [film])):
+        container_of(path)
+        if path.resolve().is_relative_to(source.resolve()):  # the file itself, or a place in the data set
+            raise ValueError(f"{path} would overwrite or join the input {source}: choose another --out or --film")
+    if film is not None and film.resolve() == out.resolve():
+        raise ValueError(f"film and out are both {out}: give the film a name of its own")
 
 
 def _check_sampling(samples: int, steps: int | None, temperature: float, order: str, guidance: float) -> None:
@@ -204,6 +213,18 @@ def _noted(model: Path, source: Path, episodes: int) -> DataFacts | None:
     return next((one for one in noted if one.path == str(path)), moved[0] if moved else None)
 
 
+def _domain(model: Path, predictor: DiscreteDiffusionPredictor, facts: DataFacts | None, named: str | None) -> str:
+    """The domain of a clip: as named, else that of its data set, else that of all that the model's stage was shown."""
+    if named is None:
+        return domain_of(model) if facts is None else facts.domain
+    if predictor.config.domains == 0:
+        raise ValueError(
+            f"domain is {named!r}; this model knows no domains (predictor.domains is 0): leave out --domain, or "
+            "pre-train one with --domains"
+        )
+    return named
+
+
 def _find(source: Path, episodes: Sequence[Episode], episode: str | None) -> Episode:
     if episode is None:
         return episodes[0]
@@ -224,12 +245,14 @@ def _foretelling(models: Models) -> tuple[VQVAE3D, DiscreteDiffusionPredictor]:
     return models.tokenizer, models.predictor
 
 
-def _spread(sources: Sequence[Source], clips: int) -> tuple[UInt8[Tensor, "b t c h w"], list[str], list[str]]:
-    """Evenly spaced windows of all the sources' episodes."""
+def _spread(
+    sources: Sequence[Source], clips: int
+) -> tuple[UInt8[Tensor, "b t c h w"], list[str], list[str], Int[Tensor, " b"]]:
+    """Evenly spaced windows of all the sources' episodes: frames, texts, names, domains."""
     every = [(source, WindowIndex(source.dataset, source.window)) for source in sources]
     total = sum(len(index) for _, index in every)
     places = [round((k + 0.5) * total / min(clips, total) - 0.5) for k in range(min(clips, total))]
-    frames, texts, names = [], [], []
+    frames, texts, names, domains = [], [], [], []
     first = 0
     for source, index in every:
         cameras = source.camera_names().values()
@@ -240,9 +263,10 @@ def _spread(sources: Sequence[Source], clips: int) -> tuple[UInt8[Tensor, "b t c
                 steps = source.window.frame_indices(anchor, episode.length).tolist()
                 frames.append(torch.cat([episode.frames[camera].read(steps) for camera in cameras], -2))
                 texts.append(episode.text)
+                domains.append(domain_id(source.domain))
                 names.append(f"{source.dataset.name} {episode.id}, frame {anchor}")
         first += len(index)
-    return torch.stack(frames), texts, names
+    return torch.stack(frames), texts, names, torch.tensor(domains)
 
 
 def _pooled(errors: Sequence[SquaredError]) -> SquaredError:

@@ -47,7 +47,8 @@ def actions_given_video(
                 f"{agent.config.size} px"
             )
         text = agent.text(context.text).to(tokens.device)
-        features = predictor.features(context_tokens(context, tokenizer, predictor), text, tokens)
+        seen = context_tokens(context, tokenizer, predictor)
+        features = predictor.features(seen, text, tokens, agent.domain_ids(context))
         return agent.policy.sample(
             seen_frames(context, agent.config.views),
             features,
@@ -100,9 +101,12 @@ def future_given_actions(
         seen = _each(context_tokens(context, tokenizer, predictor), samples)
         text = _each(agent.text(context.text).to(seen.device), samples)
         state = None if context.proprio is None else _each(context.proprio, samples)
-        futures = predictor.sample(seen, text, agent.config.imagine_steps, 1.0, generator)  # (b samples) latent n
+        domain = _each(agent.domain_ids(context), samples)
+        # (b samples) latent n
+        futures = predictor.sample(seen, text, agent.config.imagine_steps, 1.0, generator, domain=domain)
+        features = predictor.features(seen, text, futures, domain)
         log_p = agent.policy.log_likelihood(
-            _each(seen_frames(context, agent.config.views), samples), predictor.features(seen, text, futures), text,
+            _each(seen_frames(context, agent.config.views), samples), features, text,
             _each(actions, samples), state, generator=generator,
         )  # fmt: skip
     weights = rearrange(log_p.double(), "(b samples) -> b samples", samples=samples).softmax(1)

@@ -115,7 +115,8 @@ def pretrained_arm(config: QuickstartConfig, model: VPDD, out: Path, workers: in
     After each stage ``check`` may put an end to it.
     """
     videos = (out / "data" / "video", *([config.videos] if config.videos else []))
-    video = DataOptions(data=videos, cache=out / "cache")
+    domains = ("simulated", *(["unknown"] if config.videos else []))
+    video = DataOptions(data=videos, domains=domains, cache=out / "cache")
     with stage(out, "tokenizer", config.seed, model) as run:
         if not run.finished:
             sources = open_sources(video, model, model.tokenizer_stage)
@@ -178,7 +179,9 @@ def control_arm(out: Path, workers: int) -> None:
 
 def demonstrations(out: Path, model: VPDD) -> Sources:
     """Returns the collected demonstrations, all of them: the trial is the simulator, on goals that none of them has."""
-    options = DataOptions(data=(out / "data" / "demonstrations",), cache=out / "cache", validation=0.0)
+    options = DataOptions(
+        data=(out / "data" / "demonstrations",), domains=("simulated",), cache=out / "cache", validation=0.0
+    )
     return open_sources(options, model, model.finetune_stage, actions=True)
 
 

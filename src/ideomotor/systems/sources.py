@@ -29,7 +29,7 @@ from ideomotor.tokenizers.axial_vqvae import AxialVQVAE
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.training.checkpoint import fingerprint, read_json, write_json
 from ideomotor.training.run import Run
-from ideomotor.types import Clip, Dataset
+from ideomotor.types import DOMAINS, Clip, Dataset, domain_id
 
 console = Console(stderr=True, soft_wrap=True)
 DATA_FILE = "data.json"  # in a stage's folder
@@ -48,13 +48,15 @@ class DataOptions:
     ones."""
     cameras: tuple[str, ...] = ()
     """Camera of each data set; its first by default. For a system of several views as many, joined by commas."""
+    domains: tuple[str, ...] = ()
+    """What each data set's video is of: human, robot, simulated, or unknown (the default)."""
     validation: float = 0.1
     """Share of episodes held out (at least one of each data set); 0 holds out none."""
     cache: Path = Path("runs/cache")
     """Where decoded frames and tokens are kept, named by the fingerprints of data and tokenizer."""
 
     def __post_init__(self) -> None:
-        for name in ("weights", "strides", "cameras"):
+        for name in ("weights", "strides", "cameras", "domains"):
             given = getattr(self, name)
             if given and len(given) != len(self.data):
                 raise ValueError(
@@ -62,6 +64,8 @@ class DataOptions:
                 )
         if not all(0 < weight < math.inf for weight in self.weights) or not all(step > 0 for step in self.strides):
             raise ValueError(f"--weights {self.weights} and --strides {self.strides} must be numbers above 0")
+        for domain in self.domains:
+            domain_id(domain)  # refuses an unknown name
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation is {self.validation}; wanted a share of the episodes in [0, 1)")
 
@@ -80,7 +84,7 @@ class Sources(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """How a stage read one data set: what was held out or left out, by which camera, frames how far apart."""
+    """How a stage read one data set: what was held out or left out, by which camera, frames how far apart, of what."""
 
     path: str
     camera: str
@@ -88,6 +92,7 @@ class DataFacts:
     learned: int
     held_out: list[str]
     left_out: list[dict[str, str]]
+    domain: str
 
 
 def read_facts(folder: Path) -> list[DataFacts]:
@@ -96,11 +101,12 @@ def read_facts(folder: Path) -> list[DataFacts]:
     if not path.is_file():
         return []
     try:
-        facts = [
-            DataFacts(**{f.name: entry[f.name] for f in fields(DataFacts)}) for entry in read_json(path)["datasets"]
-        ]
+        # What was noted before there were domains names none.
+        entries = [{"domain": "unknown"} | entry for entry in read_json(path)["datasets"]]
+        facts = [DataFacts(**{f.name: entry[f.name] for f in fields(DataFacts)}) for entry in entries]
         sound = all(isinstance(name, str) for one in facts for name in (one.path, one.camera, *one.held_out))
         sound = sound and all({"path", "reason"} <= set(lost) for one in facts for lost in one.left_out)
+        sound = sound and all(one.domain in DOMAINS for one in facts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}): it is a note of what the stage learned from. "
@@ -183,6 +189,7 @@ def open_sources(
                 weight=weight,
                 window=window,
                 cameras=dict(zip(view_names(config.views), cameras, strict=True)),
+                domain=options.domains[number] if options.domains else "unknown",
             )
         )
         if held is not None:
@@ -194,6 +201,7 @@ def open_sources(
             learned=len(learned.episodes),
             held_out=[episode.id for episode in held.episodes] if held is not None else [],
             left_out=[asdict(entry) for entry in dataset.quarantined],
+            domain=train[-1].domain,
         )
         noted.append(facts)
     return Sources(train, validation, noted)

@@ -121,3 +121,9 @@ def camera_of(folder: Path) -> str | None:
     """Returns the camera that the stage in ``folder`` learned through; None where it noted none, or several."""
     cameras = {facts.camera for facts in read_facts(folder)}
     return cameras.pop() if len(cameras) == 1 else None
+
+
+def domain_of(folder: Path) -> str:
+    """Returns the domain that the stage in ``folder`` learned from; "unknown" where it noted none, or several."""
+    domains = {facts.domain for facts in read_facts(folder)}
+    return domains.pop() if len(domains) == 1 else "unknown"

@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from ideomotor.data.transforms import color_jitter, random_shift
 from ideomotor.data.windows import WindowConfig
 from ideomotor.diffusion.discrete import cosine_ratio
-from ideomotor.diffusion.samplers import Order
 from ideomotor.layers.conv import PixelStemConfig
 from ideomotor.layers.transformer import TransformerConfig
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
 from ideomotor.tokenizers.vqvae3d import VQVAE3D, VQVAE3DConfig
 from ideomotor.training.optim import OptimConfig
-from ideomotor.types import Borrowed, Clip, Losses
+from ideomotor.types import DOMAINS, Borrowed, Clip, Losses, domain_id
 
 TextEncoder = Callable[[Sequence[str]], Float[Tensor, "b d"]]
 VIEW = "main"  # the first camera of this system, whatever a data set calls it
@@ -85,7 +84,9 @@ class VPDD:
     text: str = "sentence"
     tokenizer: VQVAE3DConfig = field(default_factory=VQVAE3DConfig)
     predictor: DiscreteDiffusionPredictorConfig = field(
-        default_factory=lambda: DiscreteDiffusionPredictorConfig(trunk=TransformerConfig(width=192, layers=4, heads=4))
+        default_factory=lambda: DiscreteDiffusionPredictorConfig(
+            domains=len(DOMAINS), trunk=TransformerConfig(width=192, layers=4, heads=4)
+        )
     )
     policy: DiscreteDiffusionPolicyConfig = field(
         default_factory=lambda: DiscreteDiffusionPolicyConfig(foresight_dropout=0.1)
@@ -193,7 +194,8 @@ class VideoDenoising(nn.Module):
         """Returns the masked cross-entropy of the future."""
         tokens = tokens_of(clip, self.tokenizer.module, self.predictor.config.views)  # b latent n
         context = self.predictor.config.context_latents
-        return self.predictor.loss(tokens[:, :context], tokens[:, context:], self.text(clip.text).to(tokens.device))
+        text = self.text(clip.text).to(tokens.device)
+        return self.predictor.loss(tokens[:, :context], tokens[:, context:], text, clip.domain)
 
 
 class ActionDenoising(nn.Module):
@@ -240,14 +242,14 @@ class ActionDenoising(nn.Module):
         assert self.predictor is not None and self.tokenizer is not None
         predictor = self.predictor.module
         if self.reveal == 0:
-            return predictor.features(context_tokens(clip, self.tokenizer.module, predictor), text)
+            seen = context_tokens(clip, self.tokenizer.module, predictor)
+            return predictor.features(seen, text, domain=clip.domain)
         latents = predictor.config.context_latents
         tokens = tokens_of(clip, self.tokenizer.module, predictor.config.views)
         shown = torch.rand(len(text)) < self.reveal
         ratio = torch.where(shown, cosine_ratio(torch.rand(len(text))), 1.0)
-        return predictor.features(
-            tokens[:, :latents], text, predictor.noised(tokens[:, latents:], ratio.to(tokens.device))
-        )
+        future = predictor.noised(tokens[:, latents:], ratio.to(tokens.device))
+        return predictor.features(tokens[:, :latents], text, future, clip.domain)
 
 
 def tokens_of(clip: Clip, tokenizer: VQVAE3D, views: int = 1) -> Int[Tensor, "b latent n"]:
@@ -271,6 +273,7 @@ class VPDDAgent:
     Attributes:
         dial: how far it imagines before it acts; may be turned at any time.
         imagined: the video of the last call, where the dial is at "full".
+        domain: that it acts in, for a context that names none.
     """
 
     def __init__(
@@ -280,7 +283,10 @@ class VPDDAgent:
         predictor: DiscreteDiffusionPredictor | None,
         tokenizer: VQVAE3D | None,
         text: TextEncoder,
+        domain: str = "unknown",
     ) -> None:
+        domain_id(domain)  # refuses an unknown name
+        self.domain = domain
         self.config, self.policy, self.predictor, self.tokenizer, self.text = config, policy, predictor, tokenizer, text
         self.dial: Dial = config.dial
         self.imagined: UInt8[Tensor, "b t c h w"] | None = None
@@ -303,71 +309,26 @@ class VPDDAgent:
                 self.config.action_steps,
             ).float()
 
+    def domain_ids(self, context: Clip) -> Int[Tensor, " b"]:
+        """Returns the context's domains; where it names none, the agent's own."""
+        if context.domain is not None:
+            return context.domain
+        device = next(self.policy.parameters()).device
+        return torch.full((len(context),), domain_id(self.domain), device=device)
+
     def _foresight(self, context: Clip, text: Float[Tensor, "b d"]) -> Float[Tensor, "b m d"] | None:
         if self.predictor is None or self.tokenizer is None or self.dial == "none":
             return None
         seen, future = context_tokens(context, self.tokenizer, self.predictor), None
+        domain = self.domain_ids(context)
         if self.dial != "features":
             steps = self.config.imagine_steps
-            future = self.predictor.sample(seen, text, steps if self.dial == "full" else max(1, steps // 2))
+            steps = steps if self.dial == "full" else max(1, steps // 2)
+            future = self.predictor.sample(seen, text, steps, domain=domain)
         if self.dial == "full":
             assert future is not None
             self.imagined = decode(self.tokenizer, future, self.predictor.config.grid, self.config.views)
-        return self.predictor.features(seen, text, future)
-
-
-@torch.inference_mode()
-def imagine(
-    config: VPDD,
-    tokenizer: VQVAE3D,
-    predictor: DiscreteDiffusionPredictor,
-    frames: UInt8[Tensor, "b t c h w"],
-    text: Float[Tensor, "b d"],
-    rounds: int = 1,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
-    *,
-    steps: int | None = None,
-    order: Order = "confidence",
-    guidance: float = 1.0,
-    watch: Callable[[Int[Tensor, "b latent n"]], None] | None = None,
-) -> UInt8[Tensor, "b t c h w"]:
-    """Returns imagined frames after the given context frames; each further round goes on from the last one's tokens.
-
-    Args:
-        config: of the models; names the passes and the precision.
-        tokenizer: between frames and tokens.
-        predictor: what imagines.
-        frames: the context, views one above the other; earlier ones than the predictor looks at are left out.
-        text: what shall happen.
-        rounds: horizons, one after the other.
-        temperature: of the draws, 0 for the likeliest.
-        generator: of the draws.
-        steps: passes a round; ``config.imagine_steps`` by default.
-        order: in which tokens are set; see ``parallel_decode``.
-        guidance: how far the sentence pushes; see the predictor's ``sample``.
-        watch: shown all tokens before each pass, for a film: those seen, those of earlier rounds, and those of this
-            round, [MASK] where unknown.
-    """
-    tokenizer.eval(), predictor.eval()
-    latents = predictor.config.context_latents
-    device = next(predictor.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.pretrain_stage.optim.bf16):
-        views = predictor.config.views
-        tokens = encode(tokenizer, frames[:, -latents * tokenizer.frames_per_latent :].to(device), views)
-        text = text.to(device)
-
-        def show(xt: Int[Tensor, "b latent n"]) -> None:
-            assert watch is not None
-            watch(torch.cat([tokens, xt], 1))
-
-        for _ in range(rounds):
-            future = predictor.sample(
-                tokens[:, -latents:], text, steps or config.imagine_steps, temperature, generator,
-                order=order, guidance=guidance, watch=None if watch is None else show,
-            )  # fmt: skip
-            tokens = torch.cat([tokens, future], 1)
-        return decode(tokenizer, tokens[:, latents:], predictor.config.grid, views).cpu()
+        return self.predictor.features(seen, text, future, domain)
 
 
 def fast() -> VPDD:
@@ -384,7 +345,7 @@ def tiny() -> VPDD:
         save_every=5,
         text="hashed",
         tokenizer=VQVAE3DConfig(widths=(16, 16), blocks=1, levels=(5, 5, 5)),
-        predictor=DiscreteDiffusionPredictorConfig(vocab=125, grid=(4, 4), trunk=trunk),
+        predictor=DiscreteDiffusionPredictorConfig(vocab=125, grid=(4, 4), domains=len(DOMAINS), trunk=trunk),
         policy=DiscreteDiffusionPolicyConfig(
             bins=16, features=(4, 32), pixels=32, squeeze=8, read_tokens=2, noisings=2, foresight_dropout=0.1,
             stem=PixelStemConfig(widths=(16, 16)), trunk=replace(trunk, dropout=0.0),

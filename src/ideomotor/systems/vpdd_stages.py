@@ -31,6 +31,7 @@ from ideomotor.systems.stages import (
     FAST_FILE,
     PUBLISHED_FILE,
     camera_of,
+    domain_of,
     encoder_named,
     fit,
     look,
@@ -276,11 +277,13 @@ def fitting_tokenizer(models: Models, config: VPDD, folder: Path) -> VQVAE3D:
 
 
 def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPDDAgent:
-    """Returns the agent of a finished fine-tuning stage; it thinks on ``device``."""
+    """Returns the agent of a finished fine-tuning stage; it thinks on ``device``, and acts in the domain of its
+    demonstrations.
+    """
     config, tokenizer, predictor, policy = load_models(folder, device)
     if policy is None:
         raise ValueError(f"{folder} holds no policy: give the --out folder of `ideomotor vpdd finetune`")
-    return VPDDAgent(config, policy, predictor, tokenizer, text_encoder(config))
+    return VPDDAgent(config, policy, predictor, tokenizer, text_encoder(config), domain_of(folder))
 
 
 def turn(agent: VPDDAgent, dial: Dial) -> None:
@@ -322,7 +325,7 @@ def evaluate(
     says; by default as its settings do.
 
     Unless ``arm`` names it, the log keeps the episodes under a fingerprint of all that decides how they end (models,
-    settings, camera, look), and the dial where it is not at "features": what differs in any is tried anew.
+    settings, camera, look, domain), and the dial where it is not at "features": what differs in any is tried anew.
     """
     options["camera"] = options.get("camera") or camera_of(folder)
     if (Path(folder) / PUBLISHED_FILE).is_file():
@@ -335,6 +338,6 @@ def evaluate(
     suffix = "" if agent.dial == "features" else f"-{agent.dial}"
     if "arm" not in options:
         parts = [fingerprint(part, part.config) for part in (agent.policy, agent.predictor, agent.tokenizer) if part]
-        seen = [options["camera"], options.get("look", "fast"), config_to_json(agent.config)]
+        seen = [options["camera"], options.get("look", "fast"), config_to_json(agent.config), agent.domain]
         options["arm"] = hashlib.sha256(json.dumps([parts, seen]).encode()).hexdigest()[:12] + suffix
     return roll_out(agent, view_of(agent.config), tasks, episodes, log, workers, **options)
