@@ -4,7 +4,13 @@ import math
 import numpy as np
 import pytest
 
-from ideomotor.evaluation.statistics import mean_success, paired_difference, probability_of_improvement, wilson
+from ideomotor.evaluation.statistics import (
+    mean_of_clips,
+    mean_success,
+    paired_difference,
+    probability_of_improvement,
+    wilson,
+)
 
 OURS = [[[1.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [1.0, 0.0]]]  # two seeds, two tasks, two episodes
 CONTROL = [[[0.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]]
@@ -146,3 +152,33 @@ def test_the_same_policy_twice_rarely_looks_different():
         gap = paired_difference(ours, control, resamples=400)
         alarms += gap.low > 0 or gap.high < 0
     assert alarms <= 200 * 0.08
+
+
+def test_mean_of_clips_draws_whole_episodes():
+    """Against all 27 draws of three episodes with one, two and three clips."""
+    values, episodes = [5.0, 1.0, 2.0, 7.0, 8.0, 9.0], ["a", "b", "b", "c", "c", "c"]
+    clips = {"a": [5.0], "b": [1.0, 2.0], "c": [7.0, 8.0, 9.0]}
+    draws = [np.mean([v for name in drawn for v in clips[name]]) for drawn in itertools.product("abc", repeat=3)]
+    got = mean_of_clips(values, episodes, level=0.6, resamples=20_000)
+    assert got.value == pytest.approx(np.mean(values))
+    assert (got.low, got.high) == pytest.approx(tuple(np.quantile(draws, [0.2, 0.8])), abs=0.35)
+    assert mean_of_clips(values, episodes) == mean_of_clips(values, episodes)
+
+
+def test_mean_of_clips_alone_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = 0
+    for run in range(200):
+        got = mean_of_clips((rng.standard_normal(40) + 3).tolist(), resamples=500, seed=run)
+        held += got.low <= 3 <= got.high
+    assert 178 <= held <= 198  # 190 wanted; percentiles of 40 clips hold a little less
+
+
+def test_mean_of_clips_has_no_interval_with_one_episode():
+    got = mean_of_clips([1.0, 2.0], ["a", "a"])
+    assert got.value == 1.5
+    assert math.isnan(got.low)
+    assert math.isnan(got.high)
+    for values, episodes, resamples in (([], None, 9), ([1.0], ["a", "b"], 9), ([1.0], None, 0)):
+        with pytest.raises(ValueError, match="at least one clip"):
+            mean_of_clips(values, episodes, resamples=resamples)

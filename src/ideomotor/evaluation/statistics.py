@@ -1,4 +1,5 @@
-"""How sure a success rate is: intervals of a count, of a mean over seeds, tasks and episodes, of a paired difference.
+"""How sure a figure is: intervals of a count, of a mean over seeds, tasks and episodes, of a paired difference, of a
+mean over clips.
 
 Episodes of one task and one training seed are not independent trials of "the method": tasks differ in difficulty and
 training runs differ in luck. So the mean is resampled from the top down: seeds, then tasks, then episodes. Seeds and
@@ -8,7 +9,7 @@ tasks for each seed would divide the spread between tasks by the number of seeds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -97,6 +98,52 @@ def probability_of_improvement(
         return ((np.sign(gap) + 1) / 2).mean(axis=(-3, -2, -1))
 
     return _bootstrap([ours, control], wins, level, resamples, seed)
+
+
+def mean_of_clips(
+    values: Sequence[float],
+    episodes: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """Returns the mean over clips with its bootstrap interval.
+
+    Clips of one episode show one scene and resemble each other, so episodes are drawn, each with all its clips; taken
+    for independent, ten clips an episode would narrow the interval about threefold. With a single episode there is
+    nothing to draw and the interval is NaN.
+
+    Args:
+        values: one a clip.
+        episodes: which episode each clip is of; by default each is of its own.
+        level: of the interval.
+        resamples: how many means are drawn.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no clip, not one episode a clip, a level outside (0, 1), or no resamples.
+    """
+    owners = list(range(len(values)) if episodes is None else episodes)
+    if not len(values) or len(owners) != len(values) or resamples < 1:
+        raise ValueError(
+            f"{len(values)} clips, {len(owners)} names of episodes, {resamples} resamples; wanted at least one clip, "
+            "the name of its episode for each, and at least 1 resample"
+        )
+    names = {name: number for number, name in enumerate(dict.fromkeys(owners))}
+    places = [names[name] for name in owners]
+    sums, counts = np.bincount(places, weights=np.asarray(values, dtype=np.float64)), np.bincount(places)
+    mean, tail = float(sums.sum() / len(places)), (1 - _checked(level)) / 2
+    if len(names) == 1:
+        return Estimate(mean, float("nan"), float("nan"))
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    block = max(1, _DRAWS_AT_ONCE // len(names))
+    draws = []
+    for start in range(0, resamples, block):
+        picked = rng.integers(len(names), size=(min(block, resamples - start), len(names)))
+        draws.append(sums[picked].sum(axis=-1) / counts[picked].sum(axis=-1))
+    low, high = np.quantile(np.concatenate(draws), [tail, 1 - tail])
+    return Estimate(mean, float(low), float(high))
 
 
 def _checked(level: float) -> float:
