@@ -9,6 +9,7 @@ None of these figures says whether a policy will act well (VP2, ICLR 2023): they
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -95,11 +96,37 @@ def repeat_last(context: UInt8[Tensor, "b context c h w"], horizon: int) -> UInt
     return context[:, -1:].expand(-1, horizon, -1, -1, -1)
 
 
-def psnr(truth: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b t"]:
-    """Returns every frame's PSNR over all its pixels in dB; infinite for equal frames."""
+PictureDistance = Callable[[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]], Float[Tensor, " n"]]
+"""Tells how far apart pictures in [0, 1] look, pair by pair; a ``PerceptualDistance`` of ``layers`` is one."""
+
+
+def mse(truth: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b t"]:
+    """Returns every frame's mean squared error, with pixels counted from 0 to 1 as papers do."""
+    return _mean_square(truth, imagined).float()
+
+
+def psnr(
+    truth: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"], epsilon: float = 0.0
+) -> Float[Tensor, "b t"]:
+    """Returns every frame's PSNR over all its pixels in dB.
+
+    Args:
+        truth: what happened.
+        imagined: what was foretold for the same frames.
+        epsilon: added to the squared error (of pixels from 0 to 1). Equal frames have infinite PSNR without it, and
+            80 dB with the 1e-8 of the published protocols.
+    """
+    return (-10 * torch.log10(_mean_square(truth, imagined) + epsilon)).float()
+
+
+def perceptual(
+    truth: UInt8[Tensor, "b t 3 h w"], imagined: UInt8[Tensor, "b t 3 h w"], network: PictureDistance
+) -> Float[Tensor, "b t"]:
+    """Returns every frame's distance by a network; it is LPIPS if the network has the trained weights of LPIPS."""
     _check(truth, imagined)
-    mean = _difference(truth, imagined).square().to(torch.float64).mean(dim=(2, 3, 4))  # b t
-    return (10 * torch.log10(255**2 / mean)).float()
+    true, foretold = (video.flatten(0, 1).to(torch.float32) / 255 for video in (truth, imagined))
+    with torch.no_grad():
+        return network(true, foretold).reshape(truth.shape[:2]).float()
 
 
 def ssim(truth: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b t"]:
@@ -132,6 +159,11 @@ def ssim(truth: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]
         (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     )
     return similarity.reshape(*truth.shape[:3], -1).mean(dim=(2, 3))
+
+
+def _mean_square(truth: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "b t"]:
+    _check(truth, imagined)
+    return _difference(truth, imagined).square().to(torch.float64).mean(dim=(2, 3, 4)) / 255**2
 
 
 def _difference(a: UInt8[Tensor, "b t c h w"], b: UInt8[Tensor, "b u c h w"]) -> Tensor:
