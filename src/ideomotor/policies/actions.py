@@ -27,16 +27,18 @@ class QuantileBins(nn.Module):
         """Learns edges and centres from recorded actions.
 
         Raises:
-            ValueError: no actions, another width, or values that are not finite.
+            ValueError: no actions, another width, or values that are not finite or too great for bins (1e30).
         """
         if actions.ndim != 2 or actions.shape[1] != self.dimensions or not len(actions):
             raise ValueError(
                 f"actions of shape {tuple(actions.shape)} came; wanted at least one row of {self.dimensions} values"
             )
-        if not actions.isfinite().all():
-            row = int((~actions.isfinite().all(1)).nonzero()[0])
+        sound = (actions.abs() < BEYOND).all(1)  # nan is not
+        if not sound.all():
+            row = int((~sound).nonzero()[0])
             raise ValueError(
-                f"action {row} holds a value that is not finite ({actions[row].tolist()}): drop that episode"
+                f"action {row} holds a value that is not finite, or {BEYOND:g} and more ({actions[row].tolist()}): "
+                "drop that episode"
             )
         for dimension, values in enumerate(actions.double().T):
             edges, centres = _quantile_edges(values, self.bins)
@@ -45,7 +47,12 @@ class QuantileBins(nn.Module):
         return self
 
     def encode(self, actions: Float[Tensor, "*b action"]) -> Int[Tensor, "*b action"]:
-        """Returns bin ids; values beyond the recorded range fall into the outermost bins."""
+        """Returns bin ids; values beyond the recorded range fall into the outermost bins.
+
+        Raises:
+            ValueError: another width, or values that are not finite.
+        """
+        refuse_unfit(actions, self.dimensions)
         columns = [
             torch.bucketize(actions[..., d].contiguous(), self.edges[d], right=True) for d in range(self.dimensions)
         ]
@@ -77,6 +84,26 @@ class Standardized(nn.Module):
     def forward(self, values: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Returns the standardized values."""
         return (values - self.mean) / self.deviation
+
+
+def refuse_unfit(actions: Float[Tensor, "*b action"], dimensions: int) -> None:
+    """Refuses actions that would get ids without a meaning.
+
+    Raises:
+        ValueError: they are of another width, or not finite.
+    """
+    if actions.shape[-1] != dimensions:
+        raise ValueError(
+            f"actions of width {actions.shape[-1]} came; these bins are for width {dimensions}: give actions of the "
+            "robot that they were fitted to"
+        )
+    finite = actions.isfinite().all(-1)
+    if not finite.all():
+        place = (~finite).nonzero()[0].tolist()
+        raise ValueError(
+            f"the action at {place} is {actions[tuple(place)].tolist()}; wanted finite numbers: leave that recording "
+            "out"
+        )
 
 
 def _quantile_edges(values: Float[Tensor, " n"], bins: int) -> tuple[Float[Tensor, " edges"], Float[Tensor, " bins"]]:

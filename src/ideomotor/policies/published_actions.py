@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ideomotor.policies.actions import QuantileBins
+from ideomotor.policies.actions import QuantileBins, refuse_unfit
 from ideomotor.policies.rotations import rotation_ids, rotations_of
 
 # What Meta-World's scripted policies give the gripper, as float32.
@@ -165,7 +165,12 @@ class ActionBins(nn.Module):
         return self
 
     def encode(self, actions: Float[Tensor, "*b action"]) -> Int[Tensor, "*b action"]:
-        """Returns ids."""
+        """Returns ids.
+
+        Raises:
+            ValueError: another width, values that are not finite, or an unknown gripper effort.
+        """
+        refuse_unfit(actions, self.config.width)
         return self.bins.encode(actions)
 
     def decode(self, ids: Int[Tensor, "*b action"]) -> Float[Tensor, "*b action"]:

@@ -22,6 +22,7 @@ from ideomotor.data.mixture import Source
 from ideomotor.data.signals import all_actions, all_proprio
 from ideomotor.data.token_cache import TokenCache
 from ideomotor.data.windows import Window, WindowIndex, split
+from ideomotor.systems.demonstrations import learnable
 from ideomotor.systems.progress import bar
 from ideomotor.systems.vpdd import VPDD, Stage, view_names
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
@@ -164,7 +165,7 @@ def open_sources(
         options: the data sets.
         config: names the frames' size, and the window.
         stage: names the distance between windows.
-        actions: every episode must have them.
+        actions: every episode must have them; what ``learnable`` refuses is left out.
         window: in place of the config's.
         smooth: how frames are scaled; see ``transforms.resize``.
 
@@ -180,6 +181,8 @@ def open_sources(
             raise ValueError(f"{path} holds episodes without actions: fine-tune on demonstrations, pre-train on video")
         cameras = _cameras(dataset, options.cameras[number] if options.cameras else "", config.views)
         dataset = _cached(dataset, options.cache, config.size, cameras, smooth)
+        if actions:
+            dataset = learnable(dataset, shape.chunk)
         _report_quarantine(dataset)
         weight = options.weights[number] if options.weights else 1.0
         learned, held = split(dataset, options.validation) if options.validation else (dataset, None)
@@ -219,6 +222,12 @@ def _cameras(dataset: Dataset, named: str, views: int) -> tuple[str, ...]:
             f"{views} views are wanted of {dataset.name!r}, and {', '.join(cameras)} were found: name that many of "
             f"{', '.join(dataset.episodes[0].frames)} by --cameras, joined by commas"
         )
+    for episode, camera in [(episode, name) for episode in dataset.episodes for name in cameras]:
+        if camera not in episode.frames:
+            raise ValueError(
+                f"episode {episode.id!r} of {dataset.name!r} has no camera {camera!r}; it has "
+                f"{', '.join(map(repr, episode.frames))}: name with --cameras what every episode has, or leave it out"
+            )
     return cameras
 
 
