@@ -173,6 +173,10 @@ def test_clips_that_do_not_fit_are_named() -> None:
     objective = UnifiedActionDenoising(config, policy, predictor, tokenizer, HashedWords(), bins)
     with pytest.raises(ValueError, match="a clip without actions came to fine-tuning"):
         objective(replace(clip(), actions=None))
+    with pytest.raises(ValueError, match="chunks of 2 actions came; this policy foretells 3: set the window's chunk"):
+        objective(replace(clip(), actions=torch.zeros(4, 2, 2)))
+    with pytest.raises(ValueError, match="actions of width 3 came; these bins are for width 2"):
+        objective(replace(clip(), actions=torch.zeros(4, 3, 3)))
     with pytest.raises(ValueError, match="has 3 latent frames; one is observed and one foretold: give windows of con"):
         objective(replace(clip(), tokens={VIEW: torch.zeros(4, 3, 16)}))
     with pytest.raises(ValueError, match="latent frames of 16 tokens and got 9: use the tokenizer"):
@@ -187,7 +191,7 @@ def test_an_agent_acts_and_a_generator_repeats_it(name: str) -> None:
     tokenizer, predictor, policy, bins = networks(config)
     agent = PublishedAgent(config, policy, predictor, tokenizer, HashedWords(), bins)
     assert policy.training == (name == "published") and not predictor.training
-    frames = torch.randint(0, 256, (2, 6, 3, 16, 16), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (2, config.window.context, 3, 16, 16), dtype=torch.uint8)
     context = Clip(frames={VIEW: frames}, text=("", "push"))
     actions = agent.act(context)
     assert actions.shape == (2, 3, 2)

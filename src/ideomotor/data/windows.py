@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
@@ -149,6 +149,21 @@ class WindowIndex:
         return batch
 
 
+def refuse_other_context(frames: Mapping[str, UInt8[Tensor, "b t c h w"]], window: Window) -> None:
+    """Refuses more or fewer frames than a policy was trained to look at: it would act on the wrong ones.
+
+    Raises:
+        ValueError: naming the camera, what came and what was wanted.
+    """
+    for camera, video in frames.items():
+        if video.shape[1] != window.context:
+            raise ValueError(
+                f"camera {camera!r} shows {video.shape[1]} frames; the policy was trained on a context of "
+                f"{window.context}, {window.stride} apart: give that many, the newest last (at the start of an episode "
+                "its first frame again)"
+            )
+
+
 def read_frames(
     episode: Episode, camera: str, indices: Sequence[int], size: tuple[int, int] | None = None, smooth: bool = True
 ) -> UInt8[Tensor, "t c h w"]:
@@ -180,7 +195,7 @@ def split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset, Da
     if total < 2:
         raise ValueError(
             f"dataset {dataset.name!r} has {total} episodes; a split needs at least 2: record more, or hold out "
-            "another dataset"
+            "none (--validation 0)"
         )
     groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for number, episode in enumerate(dataset.episodes):

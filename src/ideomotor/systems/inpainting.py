@@ -7,6 +7,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ideomotor.data.windows import refuse_other_context
 from ideomotor.diffusion.samplers import draw
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
 from ideomotor.systems.vpdd import VPDDAgent, context_tokens, decode, encode, seen_frames
@@ -35,6 +36,7 @@ def actions_given_video(
         ValueError: the agent has no foresight, or the future has another length than its predictor's.
     """
     tokenizer, predictor = _foretelling(agent)
+    refuse_other_context(context.frames, agent.config.window)
     context = context.to(_device(agent))
     future = future.to(_device(agent))
     with _precision(agent):
@@ -96,6 +98,7 @@ def future_given_actions(
     if samples < 1:
         raise ValueError(f"samples is {samples}; wanted 1 or more futures to choose from")
     tokenizer, predictor = _foretelling(agent)
+    refuse_other_context(context.frames, agent.config.window)
     context, actions = context.to(_device(agent)), actions.to(_device(agent))
     with _precision(agent):
         seen = _each(context_tokens(context, tokenizer, predictor), samples)

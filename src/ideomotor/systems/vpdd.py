@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ideomotor.data.transforms import color_jitter, random_shift
-from ideomotor.data.windows import WindowConfig
+from ideomotor.data.windows import WindowConfig, refuse_other_context
 from ideomotor.diffusion.discrete import cosine_ratio
 from ideomotor.layers.conv import PixelStemConfig
 from ideomotor.layers.transformer import TransformerConfig
@@ -297,6 +297,7 @@ class VPDDAgent:
     @torch.inference_mode()
     def act(self, context: Clip) -> Float[Tensor, "b chunk action"]:
         """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again."""
+        refuse_other_context(context.frames, self.config.window)
         device = next(self.policy.parameters()).device
         context = context.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.finetune_stage.optim.bf16):

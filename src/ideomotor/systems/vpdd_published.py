@@ -161,6 +161,11 @@ class UnifiedActionDenoising(_Denoising):
         """Returns the variational bound's loss of the foretold latent frame and the recorded actions."""
         if clip.actions is None:
             raise ValueError("a clip without actions came to fine-tuning: give demonstrations, not actionless video")
+        if clip.actions.shape[1] < self.policy.config.chunk:
+            raise ValueError(
+                f"chunks of {clip.actions.shape[1]} actions came; this policy foretells {self.policy.config.chunk}: "
+                "set the window's chunk to that many"
+            )
         history, future = latent_frames(clip, self.tokenizer.module)
         text = self.text(clip.text).to(history.device)
         predictor, config = self.predictor.module, self.config

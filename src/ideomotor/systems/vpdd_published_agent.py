@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ideomotor.data.windows import refuse_other_context
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor
-from ideomotor.systems.vpdd import VIEW, TextEncoder
+from ideomotor.systems.vpdd import TextEncoder, seen_frames
 from ideomotor.systems.vpdd_published import ActionCodec, metaworld_head, sample
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
 from ideomotor.tokenizers.axial_vqvae import AxialVQVAE
@@ -45,8 +46,9 @@ class PublishedAgent:
     @torch.inference_mode()
     def act(self, context: Clip) -> Float[Tensor, "b chunk action"]:
         """Returns the next chunk; the published evaluation carries out its first action and looks again."""
-        frames = context.frames[VIEW][:, -self.tokenizer.frames_per_latent :]
-        history = self.tokenizer.encode(frames.to(self.predictor.codes.device))[:, 0]
+        refuse_other_context(context.frames, self.config.window)
+        frames = seen_frames(context, self.config.views).to(self.predictor.codes.device)
+        history = self.tokenizer.encode(frames)[:, 0]
         text = self.text(context.text).to(history.device)
         head = metaworld_head(self.policy, text)
         _, ids = sample(self.config, self.predictor, history, text, head, barred=self.barred)
