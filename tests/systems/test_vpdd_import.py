@@ -1,7 +1,9 @@
 """Published checkpoints of VPDD, made up from their recorded layouts, to models of ours; and files that are refused."""
 
+import errno
 import json
 import pickle
+import shutil
 import zlib
 from argparse import Namespace
 from functools import cache
@@ -16,8 +18,10 @@ from ideomotor import cli
 from ideomotor.diffusion.schedule import Vocabulary, linear_schedule
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy
+from ideomotor.systems import vpdd_import
 from ideomotor.systems.vpdd_import import import_vpdd, models_of, read_checkpoint
 from ideomotor.systems.vpdd_published_stages import load_published
+from ideomotor.training.checkpoint import read_model_info, save_model
 
 CLASSES = {
     "metaworld_pretrain_48": 48,
@@ -111,6 +115,39 @@ def test_the_command_writes_folders_that_load(layouts: dict, tmp_path: Path, cap
     assert (
         set(about["left_out"]) == set(models.left_out) and "model.act_model.transformer.wte.weight" in models.left_out
     )
+    assert read_model_info(tmp_path / "out/policy")["meta"]["learned_with"].keys() == {"tokenizer", "predictor"}
+
+
+@pytest.mark.golden
+def test_an_import_takes_the_place_of_an_earlier_one_whole_or_not_at_all(
+    layouts: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    torch.save(made_up(layouts, "metaworld_finetune_48"), tmp_path / "all.pt")
+    state = made_up(layouts, "vqvae")
+    torch.save(state | {"codebook.embeddings": state["codebook.embeddings"] + 1}, tmp_path / "tokenizer.pt")
+    out = tmp_path / "out"
+
+    def full(folder: Path, *others: object) -> str:
+        if folder.name == "predictor":
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        return save_model(folder, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vpdd_import, "save_model", full)
+        with pytest.raises(SystemExit):
+            cli.main(["import", "vpdd", str(tmp_path / "all.pt"), "--out", str(out)])
+    assert "No space left" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"all.pt", "tokenizer.pt"}
+    import_vpdd(tmp_path / "all.pt", out)
+    (out / "rollouts.jsonl").write_text("")
+    import_vpdd(tmp_path / "tokenizer.pt", tmp_path / "other")
+    shutil.rmtree(out / "tokenizer")
+    shutil.copytree(tmp_path / "other/tokenizer", out / "tokenizer")
+    with pytest.raises(ValueError, match=r"learned with the tokenizer .* they do not belong together"):
+        load_published(out)
+    import_vpdd(tmp_path / "tokenizer.pt", out)
+    assert {path.name for path in out.iterdir()} == {"tokenizer", "import.json", "rollouts.jsonl"}
+    assert load_published(out).policy is None
 
 
 @pytest.mark.golden

@@ -316,6 +316,9 @@ def test_an_imported_policy_acts_once_it_has_bins_and_words(home: Path, tmp_path
     folder = tmp_path / "import"
     shutil.copytree(home / "finetune", folder)
     (folder / "import.json").write_text(json.dumps({"left_out": ["x"]}))
+    about = json.loads((folder / "policy/config.json").read_text())
+    del about["meta"]["learned_with"]["bins"]
+    (folder / "policy/config.json").write_text(json.dumps(about))
     spoken = load_agent(folder).text(["close the door", "something else"])  # the first is a sentence of our Meta-World
     assert spoken.equal(HashedWords()(["Close a door with a revolving joint", "something else"]))
     assert load_published(folder).left_out == ("x",)

@@ -285,6 +285,8 @@ def main(argv: list[str] | None = None) -> None:
             said += ": the disk is full. Free some space and run the same command again"
         if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
             said = f"{error.filename} is a file where a folder is needed: choose another place, or move the file away"
+        if isinstance(error, IsADirectoryError) and error.filename:
+            said = f"{error.filename2 or error.filename} is a folder where a file is needed: give the name of a file"
         print(f"error: {said}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:

@@ -127,7 +127,7 @@ def imagine_file(
     start = chosen.length // 3 if start is None else start
     horizon = config.window.horizon * rounds
     if not 0 <= start < chosen.length:
-        raise ValueError(f"start is {start}; the clip has frames 0..{chosen.length - 1}")
+        raise ValueError(f"start is {start}; the clip has frames 0..{chosen.length - 1}: take one of these")
     if min(rounds, stride) < 1:
         raise ValueError(f"rounds is {rounds}, stride is {stride}; both start at 1")
     back = [max(0, start - stride * k) for k in reversed(range(config.window.context))]

@@ -5,10 +5,10 @@ A stage's folder says by its config file which form it is of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from ideomotor.systems.sources import DataOptions, TrainingClips, read_facts
 from ideomotor.systems.trials import View
 from ideomotor.systems.vpdd import VPDD, Stage, view_names
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
-from ideomotor.training.checkpoint import read_json, write_json
+from ideomotor.training.checkpoint import read_json, read_model_info, write_json
 from ideomotor.training.config import config_from_json, config_to_json
 from ideomotor.training.run import Run
 
@@ -55,6 +55,41 @@ def open_run(
         write_json(out / ours, config_to_json(config))
         (out / other).unlink(missing_ok=True)  # of a run that --fresh threw away
     return run
+
+
+def refuse_as_out(out: Path, data: DataOptions, earlier: Path | None = None) -> None:
+    """Refuses to train in the folder that is read from: ``--fresh`` and the stage's notes would destroy what is there.
+
+    Raises:
+        ValueError: ``out`` is a data set, or the folder of the earlier stage.
+    """
+    for path in (*data.data, *([earlier] if earlier is not None else [])):
+        if path.resolve() == out.resolve():
+            raise ValueError(f"--out is {out}, which this stage reads from and would overwrite: choose another --out")
+
+
+def learned_with(folder: Path, *names: str) -> dict[str, Any]:
+    """Returns what a model notes of those in ``folder`` that it learned with, saved before it: their fingerprints."""
+    there = [name for name in names if (folder / name).is_dir()]
+    return {"learned_with": {name: read_model_info(folder / name)["fingerprint"] for name in there}}
+
+
+def refuse_strangers(folder: Path, names: Sequence[str] = ("predictor", "policy")) -> None:
+    """Refuses models that did not learn together; one that notes nothing (``learned_with``) is taken as it is.
+
+    Raises:
+        ValueError: a model in ``folder`` learned with another than lies beside it; both fingerprints are named.
+    """
+    for name in names:
+        if not (folder / name).is_dir():
+            continue
+        for other, known in read_model_info(folder / name).get("meta", {}).get("learned_with", {}).items():
+            beside = read_model_info(folder / other)["fingerprint"] if (folder / other).is_dir() else "none"
+            if beside != known:
+                raise ValueError(
+                    f"the {name} in {folder} learned with the {other} {known[:12]}, and beside it lies {beside[:12]}: "
+                    f"they do not belong together. Put the {other} of the same run back, or train the {name} anew"
+                )
 
 
 def read_config(path: Path, cls: type[Config]) -> Config:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import shutil
 import struct
 import zipfile
 from argparse import Namespace
@@ -25,17 +27,18 @@ from ideomotor.layers.gpt import GPTConfig
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPolicyConfig
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
-from ideomotor.systems.stages import PUBLISHED_FILE
+from ideomotor.systems.stages import PUBLISHED_FILE, learned_with
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
 from ideomotor.systems.vpdd_published_stages import IMPORT_FILE, PublishedModels, fitted_bins, text_encoder
 from ideomotor.tokenizers.axial_vqvae import AxialVQVAE, AxialVQVAEConfig
-from ideomotor.training.checkpoint import save_model, write_json
+from ideomotor.training.checkpoint import save_model, write_json, writing
 from ideomotor.training.config import config_to_json
 from ideomotor.training.learner import check_tensors
 
 Weights = Literal["ema", "model"]
 Policy = GPTDiffusionPolicy | MultiviewGPTPolicy
 Model = TypeVar("Model", bound=nn.Module)
+_FOLDERS = ("tokenizer", "predictor", "bins", "policy")  # each after those that it learned with
 # What torch's restricted reader was seen to raise on bytes that were tampered with.
 _DAMAGED = (RuntimeError, EOFError, LookupError, AssertionError, AttributeError, TypeError, ValueError, ArithmeticError,
             struct.error, zipfile.BadZipFile)  # fmt: skip
@@ -72,22 +75,49 @@ def import_vpdd(
         "step": step if isinstance(step, int) else None,
         "left_out": list(models.left_out),
     }
+    draft = out.resolve().with_name(f".{out.resolve().name}.new-{os.getpid()}")
+    try:
+        _write(models, draft, facts)
+        _move(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     lines = []
-    parts = (models.tokenizer, models.predictor, models.policy, models.bins)
-    for folder, module in zip(("tokenizer", "predictor", "policy", "bins"), parts, strict=True):
-        if module is not None:
-            save_model(out / folder, module, module.config, {"imported": facts["source"], "sha256": facts["sha256"]})
-            count = sum(weight.numel() for weight in module.parameters())
-            lines.append(f"{out / folder}: {type(module).__name__}, {count:,} parameters")
-    if models.config is not None:
-        write_json(out / PUBLISHED_FILE, config_to_json(models.config))
-    write_json(out / IMPORT_FILE, facts)
+    for name, module in _parts(models).items():
+        count = sum(weight.numel() for weight in module.parameters())
+        lines.append(f"{out / name}: {type(module).__name__}, {count:,} parameters")
     if models.left_out:
         lines.append(f"left out, as nothing uses it (all names are in {out / IMPORT_FILE}):")
         lines += [f"  {line}" for line in _summary(models.left_out)]
     if models.policy is not None and models.bins is None:
         lines.append("A checkpoint holds no action bins: --demonstrations fits them to the data it was trained with.")
     return lines
+
+
+def _parts(models: PublishedModels) -> dict[str, nn.Module]:
+    named = dict(zip(_FOLDERS, (models.tokenizer, models.predictor, models.bins, models.policy), strict=True))
+    return {name: module for name, module in named.items() if module is not None}
+
+
+def _write(models: PublishedModels, folder: Path, facts: Mapping[str, Any]) -> None:
+    for name, module in _parts(models).items():
+        beside = {"predictor": ("tokenizer",), "policy": ("tokenizer", "predictor", "bins")}.get(name, ())
+        about = {"imported": facts["source"], "sha256": facts["sha256"]} | learned_with(folder, *beside)
+        save_model(folder / name, module, module.config, about)
+    if models.config is not None:
+        write_json(folder / PUBLISHED_FILE, config_to_json(models.config))
+    write_json(folder / IMPORT_FILE, facts)
+
+
+def _move(draft: Path, out: Path) -> None:
+    """Puts a whole import in the place of an earlier one, of which no model stays; the roll-outs beside it do."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (*_FOLDERS, PUBLISHED_FILE, IMPORT_FILE):
+            if (out / name).is_dir():
+                shutil.rmtree(out / name)
+            (out / name).unlink(missing_ok=True)
+            if (draft / name).exists():
+                (draft / name).rename(out / name)
 
 
 def completed(models: PublishedModels, demonstrations: Path | None, text: str | None) -> PublishedModels:

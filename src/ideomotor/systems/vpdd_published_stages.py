@@ -18,15 +18,19 @@ from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPol
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig
 from ideomotor.policies.published_actions import ActionBins, ActionBinsConfig
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
-from ideomotor.systems.sources import DataOptions, TrainingClips, open_sources, recorded_actions, tokenized
+from ideomotor.systems.sources import DataOptions, Sources, TrainingClips, open_sources, recorded_actions, tokenized
 from ideomotor.systems.stages import (
     PUBLISHED_FILE,
     encoder_named,
     fit,
+    learned_with,
     look,
     open_run,
     read_config,
+    refuse_as_out,
+    refuse_strangers,
     refuse_strides,
+    to_train,
     view_of,
 )
 from ideomotor.systems.trials import roll_out
@@ -62,7 +66,7 @@ def load_published(folder: Path, device: str | torch.device = "cpu") -> Publishe
     """Returns what a finished stage or ``import_vpdd`` left, on ``device``.
 
     Raises:
-        ValueError: the folder is neither, or the stage has not finished.
+        ValueError: the folder is neither, the stage has not finished, or its models did not learn together.
     """
     folder = Path(folder)
     imported, known = (folder / IMPORT_FILE).is_file(), (folder / PUBLISHED_FILE).is_file()
@@ -74,6 +78,7 @@ def load_published(folder: Path, device: str | torch.device = "cpu") -> Publishe
     if not (folder / "tokenizer").is_dir():
         raise ValueError(f"the stage in {folder} has not finished: run its command again, it goes on where it stopped")
     config = read_config(folder / PUBLISHED_FILE, PublishedVPDD) if known else None
+    refuse_strangers(folder)
 
     def saved(name: str, cls: Callable[[Any], Model], config_cls: type) -> Model | None:
         return load_model(folder / name, cls, config_cls, device) if (folder / name).is_dir() else None
@@ -124,7 +129,7 @@ def pretrain(config: PublishedVPDD, clips: TrainingClips, tokenizer: AxialVQVAE,
     predictor.borrow_codes(tokenizer.codebook.codes)
     fit(UnifiedVideoDenoising(config, predictor, tokenizer, text), config.pretrain_stage, clips, run)
     run.save(tokenizer, tokenizer.config, "tokenizer")
-    run.save(predictor, config.predictor, "predictor")
+    run.save(predictor, config.predictor, "predictor", meta=learned_with(run.dir, "tokenizer"))
 
 
 def finetune(
@@ -142,21 +147,29 @@ def finetune(
     objective = UnifiedActionDenoising(config, policy, predictor, tokenizer, text, bins)
     fit(objective, config.finetune_stage, clips, run)
     run.save(tokenizer, tokenizer.config, "tokenizer")
-    run.save(predictor, predictor.config, "predictor")
+    run.save(predictor, predictor.config, "predictor", meta=learned_with(run.dir, "tokenizer"))
     run.save(bins, bins.config, "bins")
-    run.save(policy, config.policy, "policy")
+    run.save(policy, config.policy, "policy", meta=learned_with(run.dir, "tokenizer", "predictor", "bins"))
 
 
 def fitted_bins(config: PublishedVPDD, actions: torch.Tensor) -> ActionBins:
     """Returns the config's bins, fitted to recorded actions.
 
     Raises:
-        ValueError: the actions are of another width, too few, or none that the release's bins know.
+        ValueError: the actions are of another width, too few, or none that the release's bins know, which are for
+            Meta-World's [-1, 1].
     """
     if actions.shape[1] != config.policy.action_width:
         raise ValueError(
             f"the demonstrations have actions of width {actions.shape[1]}, the policy of {config.policy.action_width}: "
             f"set --policy.action-width {actions.shape[1]} --bins quantile"
+        )
+    beyond = (~(actions.abs() <= 1)).any(1).nonzero()  # nan too
+    if config.bins == "release" and len(beyond):
+        row = int(beyond[0])
+        raise ValueError(
+            f"row {row} of the demonstrations' {len(actions)} actions is {actions[row].tolist()}; bins of the release "
+            "are for actions in [-1, 1]: scale or clip them, or set --bins quantile, which takes any actions"
         )
     try:
         return ActionBins(config.action_bins).fit(actions)
@@ -166,9 +179,12 @@ def fitted_bins(config: PublishedVPDD, actions: torch.Tensor) -> ActionBins:
 
 def run_tokenizer(data: DataOptions, config: PublishedVPDD, out: Path, seed: int, fresh: bool) -> None:
     """``ideomotor vpdd tokenizer``: opens the data and trains, unless the run has finished."""
-    with open_run(out, config, seed, fresh, data, look(data)) as run:
-        if not run.finished:
-            sources = open_sources(data, config, config.tokenizer_stage, window=config.clip_window, smooth=False)
+    refuse_as_out(out, data)
+    seen, sources = look(data), None
+    if to_train(out, fresh):
+        sources = open_sources(data, config, config.tokenizer_stage, window=config.clip_window, smooth=False)
+    with open_run(out, config, seed, fresh, data, seen) as run:
+        if sources is not None:
             sources.note(out)
             train_tokenizer(config, TrainingClips(sources.train, sources.validation), run)
 
@@ -177,19 +193,23 @@ def run_pretrain(
     data: DataOptions, config: PublishedVPDD, tokenizer_from: Path, out: Path, seed: int, fresh: bool
 ) -> None:
     """``ideomotor vpdd pretrain``: opens the data, tokenizes it once, and trains, unless the run has finished."""
+    refuse_as_out(out, data, tokenizer_from)
     text, earlier = text_encoder(config), look(data)
     tokenizer = fitting(load_published(tokenizer_from)._replace(predictor=None), config, tokenizer_from).tokenizer
     earlier |= {"tokenizer": fingerprint(tokenizer, tokenizer.config)}
+    sources = open_sources(data, config, config.pretrain_stage, smooth=False) if to_train(out, fresh) else None
     with open_run(out, config, seed, fresh, data, earlier) as run:
-        if not run.finished:
+        if sources is not None:
+            sources.note(out)
             tokenizer.to(run.device)
-            pretrain(config, _token_clips(data, config, tokenizer, out, actions=False), tokenizer, text, run)
+            pretrain(config, _token_clips(sources, data, config, tokenizer, actions=False), tokenizer, text, run)
 
 
 def run_finetune(
     data: DataOptions, config: PublishedVPDD, predictor_from: Path | None, out: Path, seed: int, fresh: bool
 ) -> None:
     """``ideomotor vpdd finetune``: opens the demonstrations and trains, unless the run has finished."""
+    refuse_as_out(out, data, predictor_from)
     text, earlier = text_encoder(config), look(data)
     refuse_strides(data, config.window.stride)
     if predictor_from is None:
@@ -201,19 +221,21 @@ def run_finetune(
         "tokenizer": fingerprint(tokenizer, tokenizer.config),
         "predictor": fingerprint(predictor, predictor.config),
     }
+    sources = None
+    if to_train(out, fresh):
+        sources = open_sources(data, config, config.finetune_stage, actions=True, smooth=False)
+        fitted_bins(config, recorded_actions(sources.train))  # refuses what it cannot take
     with open_run(out, config, seed, fresh, data, earlier) as run:
-        if not run.finished:
+        if sources is not None:
+            sources.note(out)
             tokenizer.to(run.device)
-            clips = _token_clips(data, config, tokenizer, out, actions=True)
+            clips = _token_clips(sources, data, config, tokenizer, actions=True)
             finetune(config, clips, tokenizer, predictor, text, run)
 
 
 def _token_clips(
-    data: DataOptions, config: PublishedVPDD, tokenizer: AxialVQVAE, out: Path, *, actions: bool
+    sources: Sources, data: DataOptions, config: PublishedVPDD, tokenizer: AxialVQVAE, *, actions: bool
 ) -> TrainingClips:
-    stage = config.finetune_stage if actions else config.pretrain_stage
-    sources = open_sources(data, config, stage, actions, smooth=False)
-    sources.note(out)
     return tokenized(
         sources.train, tokenizer, config, data.cache, with_frames=False, actions=actions, validation=sources.validation
     )

@@ -15,6 +15,7 @@ from ideomotor.files import replacing
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
 from ideomotor.systems.sources import DATA_FILE, read_facts
+from ideomotor.systems.stages import learned_with
 from ideomotor.systems.vpdd_stages import load_models
 from ideomotor.tokenizers.vqvae3d import VQVAE3D, VQVAE3DConfig
 from ideomotor.training.checkpoint import read_json, save_model, write_json
@@ -88,7 +89,8 @@ def unpack(packed: Path, folder: Path) -> None:
         mine = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         check_tensors(model.state_dict(), mine, f"the {name} in {packed}")
         model.load_state_dict(mine)
-        save_model(folder / name, model, config, {"unpacked": True})
+        others = list(_CLASSES)[: list(_CLASSES).index(name)]
+        save_model(folder / name, model, config, {"unpacked": True} | learned_with(folder, *others))
     write_json(folder / DATA_FILE, {"datasets": manifest["data"]})
     write_json(folder / "vpdd.json", manifest["vpdd"])
 

@@ -34,9 +34,12 @@ from ideomotor.systems.stages import (
     domain_of,
     encoder_named,
     fit,
+    learned_with,
     look,
     open_run,
     read_config,
+    refuse_as_out,
+    refuse_strangers,
     refuse_strides,
     to_train,
     view_of,
@@ -80,14 +83,19 @@ def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
     """Returns the models of a finished stage, on ``device``.
 
     Raises:
-        ValueError: the folder is none of a VPDD stage, or the stage has not finished.
+        ValueError: the folder is none of a VPDD stage, the stage has not finished, or its models did not learn
+            together.
     """
     folder = Path(folder)
     if (folder / PUBLISHED_FILE).is_file():
-        raise ValueError(f"{folder} holds VPDD in its published form: give a --preset of that form, or another folder")
+        raise ValueError(
+            f"{folder} holds VPDD in its published form: give a --preset of that form, or another folder "
+            "(`ideomotor imagine` reads those of the fast form alone)"
+        )
     if not (folder / FAST_FILE).is_file():
         raise ValueError(f"{folder} holds no VPDD stage ({FAST_FILE}): give the --out folder of `ideomotor vpdd ...`")
     config = read_config(folder / FAST_FILE, VPDD)
+    refuse_strangers(folder)
 
     def saved(name: str, cls: Callable[[Any], Model], config_cls: type) -> Model | None:
         return load_model(folder / name, cls, config_cls, device) if (folder / name).is_dir() else None
@@ -115,7 +123,7 @@ def pretrain(config: VPDD, clips: TrainingClips, tokenizer: VQVAE3D, run: Run) -
     objective = VideoDenoising(predictor, tokenizer, text_encoder(config))
     fit(objective, config.pretrain_stage, clips, run)
     run.save(tokenizer, tokenizer.config, "tokenizer")
-    run.save(predictor, config.predictor, "predictor")
+    run.save(predictor, config.predictor, "predictor", meta=learned_with(run.dir, "tokenizer"))
 
 
 def finetune(
@@ -141,8 +149,8 @@ def finetune(
     fit(objective, config.finetune_stage, clips, run)
     if tokenizer is not None and predictor is not None:
         run.save(tokenizer, tokenizer.config, "tokenizer")
-        run.save(predictor, predictor.config, "predictor")
-    run.save(policy, config.policy, "policy")
+        run.save(predictor, predictor.config, "predictor", meta=learned_with(run.dir, "tokenizer"))
+    run.save(policy, config.policy, "policy", meta=learned_with(run.dir, "tokenizer", "predictor"))
 
 
 def _learn_scales(policy: DiscreteDiffusionPolicy, sources: Sequence[Source]) -> None:
@@ -166,6 +174,7 @@ def _learn_scales(policy: DiscreteDiffusionPolicy, sources: Sequence[Source]) ->
 
 def run_tokenizer(data: DataOptions, config: VPDD, out: Path, seed: int, fresh: bool) -> None:
     """``ideomotor vpdd tokenizer``: opens the data and trains, unless the run has finished."""
+    refuse_as_out(out, data)
     seen = look(data)
     sources = open_sources(data, config, config.tokenizer_stage) if to_train(out, fresh) else None
     with open_run(out, config, seed, fresh, data, seen) as run:
@@ -176,6 +185,8 @@ def run_tokenizer(data: DataOptions, config: VPDD, out: Path, seed: int, fresh: 
 
 def run_pretrain(data: DataOptions, config: VPDD, tokenizer_from: Path, out: Path, seed: int, fresh: bool) -> None:
     """``ideomotor vpdd pretrain``: opens the data, tokenizes it once, and trains, unless the run has finished."""
+    refuse_as_out(out, data, tokenizer_from)
+    text_encoder(config)  # before anything is thrown away
     seen = look(data)
     tokenizer = fitting_tokenizer(load_models(tokenizer_from), config, tokenizer_from)
     earlier = seen | {"tokenizer": fingerprint(tokenizer, tokenizer.config)}
@@ -198,6 +209,8 @@ def run_finetune(
     data: DataOptions, config: VPDD, predictor_from: Path | None, out: Path, seed: int, fresh: bool
 ) -> None:
     """``ideomotor vpdd finetune``: opens the demonstrations and trains, unless the run has finished."""
+    refuse_as_out(out, data, predictor_from)
+    text_encoder(config)  # before anything is thrown away
     seen = look(data)
     refuse_strides(data, config.window.stride)
     if (predictor_from is None) != (config.policy.features == (0, 0)):
@@ -217,6 +230,8 @@ def run_finetune(
             "predictor": fingerprint(predictor, predictor.config),
         }
     sources = open_sources(data, config, config.finetune_stage, actions=True) if to_train(out, fresh) else None
+    if sources is not None:
+        _learn_scales(DiscreteDiffusionPolicy(config.policy), sources.train)  # refuses before --fresh what does not fit
     with open_run(out, config, seed, fresh, data, earlier) as run:
         if sources is not None:
             sources.note(out)
