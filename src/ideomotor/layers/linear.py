@@ -15,9 +15,17 @@ class Linear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b out"]:
         """Returns the mapped vectors."""
-        if _quick(x) and _quick(self.weight):
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
+        return _mapped(x, self.weight, self.bias)
+
+    def rows(self, x: Float[Tensor, "*b d"], first: int, last: int) -> Float[Tensor, "*b out"]:
+        """Returns outputs ``first`` to ``last`` (without it), at the cost of these alone."""
+        return _mapped(x, self.weight[first:last], None if self.bias is None else self.bias[first:last])
+
+
+def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if _quick(x) and _quick(weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
 
 
 def _quick(x: Tensor) -> bool:
