@@ -60,6 +60,16 @@ def test_stepping_is_one_whole_pass(predictor, generator):
     assert not other.equal(tokens)
 
 
+def test_no_dropout_in_imagination(generator):
+    torch.manual_seed(0)
+    predictor = AutoregressivePredictor(replace(CONFIG, trunk=replace(CONFIG.trunk, dropout=0.5))).train()
+    context, dynamics, actions = window(2, 4, generator)
+    rewards = [predictor.generate(context, 4, actions, sampling=GREEDY)[1] for _ in range(2)]
+    assert rewards[0].equal(rewards[1])
+    losses = [predictor.loss(context, dynamics, actions).total for _ in range(2)]
+    assert not losses[0].equal(losses[1])
+
+
 @torch.no_grad()
 def test_forks_go_their_own_ways(predictor, generator):
     context, _, actions = window(2, 3, generator)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ideomotor.layers.linear import Linear
 
-_FEW = 8
+_FEW = 32
 """Rows up to which the 8-bit product is the quicker one; above, the weights are first made bf16 (Zen 5, one thread)."""
 
 
@@ -36,11 +36,16 @@ class Int8Linear(nn.Module):
     def rows(self, x: Float[Tensor, "*b d"], first: int, last: int) -> Float[Tensor, "*b out"]:
         """Returns outputs ``first`` to ``last`` (without it), at the cost of these alone."""
         weight, scale, flat = self.weight[first:last], self.scale[first:last], x.flatten(0, -2)
-        if len(flat) <= _FEW and x.device.type == "cpu" and hasattr(torch, "_weight_int8pack_mm"):  # private
+        if len(flat) <= _FEW and _packed(x):
             out = torch._weight_int8pack_mm(flat.contiguous(), weight, scale)
         else:
             out = F.linear(flat, weight.to(torch.bfloat16) * scale[:, None])
         return out.unflatten(0, x.shape[:-1])
+
+
+def _packed(x: Tensor) -> bool:
+    """Whether torch's 8-bit product can be used: it reads 16 weights at a time, past the end of any other width."""
+    return x.device.type == "cpu" and x.shape[-1] % 16 == 0 and hasattr(torch, "_weight_int8pack_mm")  # private
 
 
 def to_int8(module: nn.Module) -> None:

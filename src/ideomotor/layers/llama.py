@@ -18,7 +18,7 @@ class LlamaConfig:
     Attributes:
         inner: width inside the feed-forward parts.
         positions: longest sequence that it is trained for.
-        dropout: on attention weights, while training.
+        dropout: on attention weights, while training; never where a cache is used.
         rotary_base: the slowest rotation turns once in about 2 pi times so many positions.
         norm_epsilon: added under the root of the norms.
     """
@@ -106,7 +106,7 @@ class RotaryAttention(nn.Module):
             key,
             value,
             _mask(last, total, x.device),
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=self.dropout if self.training and cache is None else 0.0,
             is_causal=last == total > 1,
         )
         return self.out(rearrange(read, "b h n d -> b n (h d)").to(x.dtype))
