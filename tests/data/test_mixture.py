@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ideomotor.data.mixture import Mixture, Source, permuted
+from ideomotor.data.mixture import Mixture, Source
+from ideomotor.data.permutation import permuted
 from ideomotor.data.synthetic import synthetic_dataset
 
 

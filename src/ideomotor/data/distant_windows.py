@@ -49,13 +49,17 @@ class DistantWindow:
         """What decides which frames the windows of an episode show."""
         return ["distant", self.frames, self.ahead, self.stride, self.every]
 
-    def frame_indices(self, anchor: int, length: int) -> Int[np.ndarray, " t"]:
+    def anchors(self, length: int) -> int:
+        """Returns how many windows an episode of ``length`` frames has."""
+        return -(-length // self.every)
+
+    def frame_indices(self, anchor: int, length: int, draw: int = 0) -> Int[np.ndarray, " t"]:
         """Returns the frames of the window: seen, then foretold; before the start the first frame is repeated."""
         back = self.stride * np.arange(1 - self.frames, 1)
         return np.concatenate([anchor + back, min(anchor + self.stride * self.ahead, length - 1) + back]).clip(0)
 
     def actions(
-        self, recorded: Float[np.ndarray, "t action"], anchor: int
+        self, recorded: Float[np.ndarray, "t action"], anchor: int, draw: int = 0
     ) -> tuple[Float[np.ndarray, "chunk action"], Bool[np.ndarray, " chunk"]]:
         """Returns the chunk with zeros past the episode's end, and where it was really recorded.
 

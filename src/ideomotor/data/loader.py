@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt64
 from torch import Tensor
 
 from ideomotor.data.mixture import Mixture, Source
@@ -103,11 +103,13 @@ class ClipLoader:
     def batch(self, step: int) -> Clip:
         """Returns this rank's part of the batch of a step."""
         share = self.batch_size // self.world_size
-        numbers, windows = self.mixture.samples(step * self.batch_size + self.rank * share, share)
+        first = step * self.batch_size + self.rank * share
+        numbers, windows = self.mixture.samples(first, share)
+        draws = self.mixture.draws(first, share)
         parts, rows = [], []
         for number in np.unique(numbers).tolist():
             mine = np.flatnonzero(numbers == number)
-            parts.append(self._readers[number].read(windows[mine], self._with_proprio))
+            parts.append(self._readers[number].read(windows[mine], draws[mine], self._with_proprio))
             rows.append(mine)
         clip = _joined(parts, np.concatenate(rows))
         return clip.pin_memory() if self._pin else clip
@@ -136,22 +138,25 @@ class _SourceReader:
     def state_width(self) -> int | None:
         return None if self.states is None else self.states[0].shape[1]
 
-    def read(self, windows: Int64[np.ndarray, " b"], with_proprio: bool) -> Clip:
+    def read(self, windows: Int64[np.ndarray, " b"], draws: UInt64[np.ndarray, " b"], with_proprio: bool) -> Clip:
         wanted, config, episodes = windows.tolist(), self.source.window, self.source.dataset.episodes
-        places = [self.index.locate(window) for window in wanted]
+        drawn = draws.tolist()
+        places = [(*self.index.locate(window), draw) for window, draw in zip(wanted, drawn, strict=True)]
         frames: dict[str, Tensor] = {}
         if self.with_frames:
-            frames = {name: self.index.read(wanted, camera, self.source.size) for name, camera in self.cameras.items()}
+            size = self.source.size
+            frames = {name: self.index.read(wanted, camera, size, drawn) for name, camera in self.cameras.items()}
         actions, mask, proprio = None, None, None
         if self.actions is not None:
-            chunks = [config.actions(self.actions[number], anchor) for number, anchor in places]
+            chunks = [config.actions(self.actions[number], anchor, draw) for number, anchor, draw in places]
             actions = torch.from_numpy(np.stack([chunk for chunk, _ in chunks]))
             mask = torch.from_numpy(np.stack([recorded for _, recorded in chunks]))
         if with_proprio and self.states is not None:
-            proprio = torch.from_numpy(np.stack([self.states[number][anchor] for number, anchor in places]))
+            now = [config.frame_indices(at, episodes[n].length, draw)[config.context - 1] for n, at, draw in places]
+            proprio = torch.from_numpy(np.stack([self.states[p[0]][row] for p, row in zip(places, now, strict=True)]))
         return Clip(
             frames=frames,
-            text=tuple(episodes[number].text for number, _ in places),
+            text=tuple(episodes[number].text for number, _, _ in places),
             actions=actions,
             action_mask=mask,
             proprio=proprio,

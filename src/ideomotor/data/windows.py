@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ideomotor.data.distant_windows import DistantWindow
+from ideomotor.data.segments import SegmentWindow
 from ideomotor.data.transforms import center_crop, covering_size, resize_and_crop
 from ideomotor.types import Dataset, Episode
 
@@ -48,8 +49,12 @@ class WindowConfig:
         """Frames of a window: context and horizon."""
         return self.context + self.horizon
 
-    def frame_indices(self, anchor: int, length: int) -> Int[np.ndarray, " t"]:
-        """Returns the frames of the window at ``anchor``: context, then horizon.
+    def anchors(self, length: int) -> int:
+        """Returns how many windows an episode of ``length`` frames has."""
+        return -(-length // self.every)
+
+    def frame_indices(self, anchor: int, length: int, draw: int = 0) -> Int[np.ndarray, " t"]:
+        """Returns the frames of the window at ``anchor``: context, then horizon; nothing of it is drawn.
 
         Before the start of an episode of ``length`` frames its first frame is repeated, past the end its last.
         """
@@ -64,7 +69,7 @@ class WindowConfig:
         return np.minimum(wanted, length - 1), wanted < length
 
     def actions(
-        self, recorded: Float[np.ndarray, "t action"], anchor: int
+        self, recorded: Float[np.ndarray, "t action"], anchor: int, draw: int = 0
     ) -> tuple[Float[np.ndarray, "chunk action"], Bool[np.ndarray, " chunk"]]:
         """Returns the chunk at ``anchor``, and where it was really recorded: see ``action_indices``."""
         rows, mask = self.action_indices(anchor, len(recorded))
@@ -76,13 +81,13 @@ class WindowConfig:
         return [self.context, self.horizon, self.stride, self.every]
 
 
-Window = WindowConfig | DistantWindow
+Window = WindowConfig | DistantWindow | SegmentWindow
 
 
 class WindowIndex:
     """Every window of a dataset, numbered; a window never straddles two episodes.
 
-    Episodes come in the dataset's order, and their anchors are 0, every, 2 * every, ... below the episode's length.
+    Episodes come in the dataset's order, and their anchors are 0, every, 2 * every, ..., as many as the window says.
     """
 
     def __init__(self, dataset: Dataset, config: Window) -> None:
@@ -100,7 +105,7 @@ class WindowIndex:
         if empty:
             raise ValueError(f"episode {empty[0]!r} of dataset {dataset.name!r} has no frames: leave it out")
         self.dataset, self.config = dataset, config
-        self._ends = list(accumulate(-(-episode.length // config.every) for episode in dataset.episodes))
+        self._ends = list(accumulate(config.anchors(episode.length) for episode in dataset.episodes))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -123,9 +128,15 @@ class WindowIndex:
         return range(self._ends[episode - 1] if episode else 0, self._ends[episode])
 
     def read(
-        self, windows: Sequence[int], camera: str, size: tuple[int, int] | None = None
+        self,
+        windows: Sequence[int],
+        camera: str,
+        size: tuple[int, int] | None = None,
+        draws: Sequence[int] | None = None,
     ) -> UInt8[Tensor, "b t c h w"]:
         """Returns the frames of these windows, scaled to cover ``size`` (height, width) and cut to its centre.
+
+        ``draws`` holds a number a window, for windows that draw their frames at random; 0 by default.
 
         Raises:
             ValueError: two windows differ in height or width (pass ``size``), or a file is damaged.
@@ -134,7 +145,8 @@ class WindowIndex:
         for row, window in enumerate(windows):
             number, anchor = self.locate(window)
             episode = self.dataset.episodes[number]
-            frames = read_frames(episode, camera, self.config.frame_indices(anchor, episode.length).tolist(), size)
+            picked = self.config.frame_indices(anchor, episode.length, draws[row] if draws is not None else 0)
+            frames = read_frames(episode, camera, picked.tolist(), size)
             if batch is None:
                 batch = torch.empty((len(windows), *frames.shape), dtype=torch.uint8)
             if frames.shape != batch.shape[1:]:
