@@ -258,6 +258,24 @@ def test_stacked_pictures_and_actions_that_led_to_them(tmp_path):
     assert npz.read(tmp_path, fps=80).fingerprint != npz.read(tmp_path).fingerprint
 
 
+def test_a_row_of_actions_less_than_frames_is_filled_with_zeros(tmp_path):
+    """RoboNet's layout; a replay, whose rows are shifted, must have them all."""
+    bair(tmp_path / "a.npz", action=np.ones((4, 4)))
+    replay(tmp_path / "b.npz", action=np.zeros((5, 4), np.float32))
+    data = open_dataset(tmp_path)
+    assert ids(data) == ["a"] and "wanted 6 rows" in data.quarantined[0].reason
+    assert read_actions(data.episodes[0])[:, 0].tolist() == [1, 1, 1, 1, 0]
+
+
+def test_a_text_in_the_file_is_the_instruction(tmp_path):
+    bair(tmp_path / "train" / "a.npz", text=np.array("push the block"))
+    bair(tmp_path / "door-lock" / "b.npz", text=np.array(["no", "lone", "string"]))
+    assert {episode.id: episode.text for episode in open_dataset(tmp_path).episodes} == {
+        "train/a": "push the block",
+        "door-lock/b": "door lock",
+    }
+
+
 def _rows(value):
     rows = np.arange(20.0).reshape(5, 4)
     rows[2, 1] = value
@@ -269,9 +287,10 @@ UNFIT = {
     "infinite": ({"action": _rows(np.inf)}, "row 2 of the actions holds inf"),
     "beyond float32": ({"action": _rows(1e300)}, "row 2 of the actions holds inf"),
     "nan state": ({"state": _rows(np.nan)}, "row 2 of the states holds nan"),
-    "too few actions": ({"action": np.zeros((4, 4))}, r"has actions of shape \(4, 4\)"),
+    "too few actions": ({"action": np.zeros((3, 4))}, r"has actions of shape \(3, 4\).*wanted 5 or 4 rows"),
+    "too few states": ({"state": np.zeros((4, 4))}, r"has states of shape \(4, 4\).*wanted 5 rows"),
     "flat actions": ({"action": np.zeros(5)}, r"has actions of shape \(5,\)"),
-    "words": ({"action": np.full((5, 4), "up")}, "wanted 5 rows of numbers"),
+    "words": ({"action": np.full((5, 4), "up")}, "wanted 5 or 4 rows of numbers"),
     "objects": ({"action": np.array([None] * 5)}, "pickled objects"),
     "other lengths": ({"aux1_image": np.zeros((4, 16, 24, 3), np.uint8)}, "5 frames of image, 4 frames of aux1_image"),
     "no pictures": ({"image": None, "aux1_image": None}, "holds no pictures"),

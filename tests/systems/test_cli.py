@@ -15,6 +15,7 @@ pytest.importorskip("av", reason="the video extra is not installed")
 pytest.importorskip("gymnasium", reason="the metaworld extra is not installed")
 
 from ideomotor import cli
+from ideomotor.cli import data as cli_data
 from ideomotor.cli import vpdd as cli_vpdd
 from ideomotor.data.video import VideoFrames, probe
 from ideomotor.evaluation.episodes import EpisodeResult, append, read_log
@@ -103,7 +104,8 @@ def stage(home: Path, name: str, out: Path, *more: object) -> int:
 VERBS: dict[str, type] = {
     "quickstart": cli.Quickstart,
     "collect": cli.Collect,
-    "data": cli.Inspect,
+    "data inspect": cli_data.Inspect,
+    "data convert": cli_data.Convert,
     "vpdd tokenizer": cli_vpdd.VPDDTokenizer,
     "vpdd pretrain": cli_vpdd.VPDDPretrain,
     "vpdd finetune": cli_vpdd.VPDDFinetune,

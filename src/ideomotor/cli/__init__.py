@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, Protocol
 import tyro
 from rich.console import Console
 
+from ideomotor.cli.data import DataVerbs
 from ideomotor.cli.presets import ALL_PRESETS, named_preset, preset
 from ideomotor.cli.vpdd import stages
 from ideomotor.systems.vpdd import PRESETS, VPDD
@@ -130,33 +130,6 @@ class Collect:
                 out=self.out,
             )
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspect:
-    """Says what is in a data set and what is wrong with it: folder of videos, LeRobot v3, annotated JSON, or npz."""
-
-    action: tyro.conf.Positional[Literal["inspect"]]
-    """What to do."""
-    path: tyro.conf.Positional[Path]
-    """Folder (or file) to look at."""
-    deep: bool = False
-    """Decode every frame, to find damage that headers do not show."""
-    format: str | None = None
-    """Name of the reader, where it should not be guessed: lerobot, annotated_json, npz, folder."""
-    json: Path | None = None
-    """Also write the findings to this file."""
-
-    def run(self) -> None:
-        """Does it."""
-        from ideomotor.data.formats import open_dataset
-        from ideomotor.data.inspection import inspect
-
-        found = inspect(open_dataset(self.path, self.format, allow_empty=True), deep=self.deep)
-        for line in found.lines():
-            console.print(line, markup=False, highlight=False)
-        if self.json is not None:
-            self.json.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +272,7 @@ def _commands(config: VPDD | PublishedVPDD) -> Any:
     return (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | Annotated[Collect, tyro.conf.subcommand("collect")]
-        | Annotated[Inspect, tyro.conf.subcommand("data")]
+        | Annotated[DataVerbs, tyro.conf.subcommand("data")]
         | Annotated[Import, tyro.conf.subcommand("import")]
         | Annotated[group, tyro.conf.subcommand("vpdd")]
         | Annotated[Imagine, tyro.conf.subcommand("imagine")]

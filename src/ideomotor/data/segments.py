@@ -73,6 +73,11 @@ class SegmentWindow:
         return self.frames
 
     @property
+    def stretch(self) -> int:
+        """Frames, a stride apart, of the stretch that the segment is taken from."""
+        return self.frames - 1 if self.mode == "goal" else self.span or self.frames
+
+    @property
     def key(self) -> list[Hashable]:
         """What decides which frames the windows of an episode show.
 
@@ -87,7 +92,7 @@ class SegmentWindow:
         """Returns how many windows an episode of ``length`` frames has: one a start, all of them inside."""
         if self.mode == "first":
             return 1
-        starts = max(length - self._stride(length) * self._span + 1, 1)
+        starts = max(length - self._stride(length) * self.stretch + 1, 1)
         return -(-starts // self.every)
 
     def frame_indices(self, anchor: int, length: int, draw: int = 0) -> Int[np.ndarray, " t"]:
@@ -113,25 +118,20 @@ class SegmentWindow:
     def _random(self) -> bool:
         return self.mode in ("random_selection", "random_shuffle")
 
-    @property
-    def _span(self) -> int:
-        """Strides of the stretch."""
-        return self.frames - 1 if self.mode == "goal" else self.span or self.frames
-
     def _stride(self, length: int) -> int:
-        return self.stride if self.stride * self._span <= length else max(length // self._span, 1)
+        return self.stride if self.stride * self.stretch <= length else max(length // self.stretch, 1)
 
     def _wanted(self, anchor: int, length: int, draw: int) -> Int[np.ndarray, " t"]:
         """The frames as if the episode went on; what is repeated lies at ``length`` or beyond."""
         stride = self._stride(length)
-        grid = anchor + stride * np.arange(self._span)
+        grid = anchor + stride * np.arange(self.stretch)
         if self.mode == "goal":
             return np.concatenate([np.minimum(grid[-1:], length - 1), grid])
         if self.mode == "random_shuffle":
-            return grid[_drawn(self._span, self.frames, draw)]
+            return grid[_drawn(self.stretch, self.frames, draw)]
         if self.mode == "random_selection":
             first = anchor + stride * self.context
-            beyond = min(anchor + stride * self._span, max(length, first + 1))
+            beyond = min(anchor + stride * self.stretch, max(length, first + 1))
             picked = np.sort(first + _drawn(beyond - first, self.horizon, draw))
             missing = np.full(self.horizon - len(picked), length)
             return np.concatenate([grid[: self.context], picked, missing])

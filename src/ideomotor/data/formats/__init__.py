@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ideomotor.data.formats import annotated_json, folder, lerobot, npz
+from ideomotor.data.formats import annotated_json, folder, frame_lists, lerobot, npz
 from ideomotor.types import Dataset, Quarantined
 
 
@@ -25,6 +25,7 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "lerobot": Format(lerobot.sniff, lerobot.read, "a LeRobotDataset v3.0 (meta/info.json)"),
     "annotated_json": Format(annotated_json.sniff, annotated_json.read, annotated_json.WANTED),
+    "frame_lists": Format(frame_lists.sniff, frame_lists.read, frame_lists.WANTED),
     "npz": Format(npz.sniff, npz.read, npz.WANTED),
     "folder": Format(folder.sniff, folder.read, folder.WANTED),
 }

@@ -1,7 +1,8 @@
 """Episodes as compressed numpy files, one ``.npz`` each: two layouts that published code bases use.
 
 **Episodes of pictures** (BAIR and its like): one or more arrays ``(t, h, w, 3)``, each a camera under its own key
-(``image``, ``aux1_image``), and perhaps ``action (t, a)``: row ``i`` is taken at frame ``i``.
+(``image``, ``aux1_image``), and perhaps ``action (t, a)``: row ``i`` is taken at frame ``i``. RoboNet's have no row for
+the last frame; it becomes zeros, as in the iVideoGPT release.
 
 **Replay episodes** (Meta-World demonstrations): ``observation (t, 3 k, h, w)``, the last ``k`` RGB pictures stacked,
 oldest first; the newest is the frame. ``action (t, a)``: row ``i`` is the action that *led to* frame ``i``, and row 0,
@@ -10,8 +11,9 @@ frame ``i``; at the last frame nothing was recorded, and the last action is repe
 not read. Actions come out as recorded, which in these files can be far outside -1..1.
 
 In both, ``state`` or ``proprio`` ``(t, s)`` is the robot's state. Pictures are uint8; whole numbers of another type are
-taken where all lie in 0..255. The instruction is the name of the file's folder below the data set's, ``door-lock``
-becoming "door lock"; "" for files in the data set's folder itself. Files record no frame rate: ``read`` is told.
+taken where all lie in 0..255. The instruction is ``text``, a lone string; without it, the name of the file's folder
+below the data set's, ``door-lock`` becoming "door lock", and "" for files in the data set's folder itself. Other keys
+are passed over. Files record no frame rate: ``read`` is told.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ WANTED = "numpy episodes (.npz) with pictures"
 FPS = 10.0
 """Frames per second where nobody says otherwise."""
 
-_VERSION = "npz 1"
+_VERSION = "npz 2"
 # What zipfile raises on damage; RuntimeError where members are encrypted or packed in an unknown way.
 _BROKEN = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError)
 _SPLITS = ("train", "training", "val", "valid", "validation", "test", "eval")
@@ -83,16 +85,22 @@ class NpzFrames:
 
 @dataclass(frozen=True, kw_only=True)
 class NpzRows:
-    """Reads a table of an npz file when called; moved up by one row where ``shifted``, the last row repeated."""
+    """Reads a table of an npz file when called, ``length`` rows.
+
+    Where ``shifted`` it is moved up by one row, the last row repeated; where it is one row short, zeros follow.
+    """
 
     path: Path
     key: str
+    length: int
     shifted: bool = False
 
     def __call__(self) -> Float32[np.ndarray, "t width"]:
         """Returns the table, a row a frame."""
         rows = _numbers(_array(self.path, self.path.stat().st_mtime_ns, self.key))
-        return np.concatenate([rows[1:], rows[len(rows) - 1 :]]) if self.shifted else rows
+        if self.shifted:
+            return np.concatenate([rows[1:], rows[len(rows) - 1 :]])
+        return np.concatenate([rows, np.zeros((self.length - len(rows), rows.shape[1]), np.float32)])
 
 
 def sniff(path: Path) -> bool:
@@ -153,19 +161,26 @@ def _episode(root: Path, fps: float, file: Path) -> tuple[Episode, int | None]:
     action = next((key for key in ("action", "actions") if key in headers), "")
     state = next((key for key in ("state", "proprio") if key in headers), "")
     replay = "observation" in cameras
-    width = _width(file, action, "actions", length, zero_first=replay)
-    _width(file, state, "states", length)
-    folder = file.parent.name if file.parent != root else ""
+    width = _width(file, action, "actions", (length,) if replay else (length, length - 1), zero_first=replay)
+    _width(file, state, "states", (length,))
     episode = Episode(
         id=file.relative_to(root).with_suffix("").as_posix(),
-        text="" if folder.lower() in _SPLITS else folder.replace("-", " ").replace("_", " "),
+        text=_text(root, file, headers),
         fps=fps,
         length=length,
         frames=cameras,
-        read_actions=NpzRows(path=file, key=action, shifted=replay) if action else None,
-        read_proprio=NpzRows(path=file, key=state) if state else None,
+        read_actions=NpzRows(path=file, key=action, length=length, shifted=replay) if action else None,
+        read_proprio=NpzRows(path=file, key=state, length=length) if state else None,
     )
     return episode, width
+
+
+def _text(root: Path, file: Path, headers: dict[str, tuple[tuple[int, ...], np.dtype]]) -> str:
+    shape, dtype = headers.get("text", ((1,), np.dtype(float)))
+    if shape == () and dtype.kind == "U":
+        return str(_array(file, file.stat().st_mtime_ns, "text"))
+    folder = file.parent.name if file.parent != root else ""
+    return "" if folder.lower() in _SPLITS else folder.replace("-", " ").replace("_", " ")
 
 
 def _frames(file: Path, key: str, shape: tuple[int, ...], dtype: np.dtype) -> NpzFrames | None:
@@ -190,14 +205,15 @@ def _check_range(file: Path, key: str, dtype: np.dtype) -> None:
         raise Unfit(f"has pictures {key!r} with values {low}..{high}; wanted 0..255")
 
 
-def _width(file: Path, key: str, what: str, length: int, zero_first: bool = False) -> int | None:
+def _width(file: Path, key: str, what: str, wanted: tuple[int, ...], zero_first: bool = False) -> int | None:
     """Checks a table and returns its width; None where there is none."""
     if not key:
         return None
     rows = _array(file, file.stat().st_mtime_ns, key)
-    if rows.ndim != 2 or len(rows) != length or rows.dtype.kind not in "fiu":
+    if rows.ndim != 2 or len(rows) not in wanted or rows.dtype.kind not in "fiu":
         raise Unfit(
-            f"has {what} of shape {rows.shape} and type {rows.dtype}; wanted {length} rows of numbers, as frames"
+            f"has {what} of shape {rows.shape} and type {rows.dtype}; wanted {' or '.join(map(str, wanted))} rows of "
+            "numbers, for as many frames"
         )
     wrong = unsound(_numbers(rows), what)
     if wrong:

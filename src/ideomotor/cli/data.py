@@ -1,0 +1,111 @@
+"""ideomotor data ...: what is in a data set, and other people's formats turned into npz episodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ideomotor.data.conversion import bair, rlds, robonet, vp2
+from ideomotor.data.conversion.writing import Recording, write_recordings
+
+console = Console(soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Says what is in a data set and what is wrong with it.
+
+    It reads folders of videos, LeRobot v3, annotated JSON, npz episodes, and lists of picture folders.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """Folder (or file) to look at."""
+    deep: bool = False
+    """Decode every frame, to find damage that headers do not show."""
+    format: str | None = None
+    """Name of the reader, where it should not be guessed: lerobot, annotated_json, frame_lists, npz,
+    folder."""
+    json: Path | None = None
+    """Also write the findings to this file."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.data.formats import open_dataset
+        from ideomotor.data.inspection import inspect
+
+        found = inspect(open_dataset(self.path, self.format, allow_empty=True), deep=self.deep)
+        for line in found.lines():
+            console.print(line, markup=False, highlight=False)
+        if self.json is not None:
+            self.json.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Writes a published data set as npz episodes (uint8 pictures, compressed). Stopped at any point, it goes on.
+
+    bair: TFRecord files of BAIR robot pushing. oxe: an Open X-Embodiment set as TensorFlow Datasets keeps it (RLDS).
+    robonet, vp2: HDF5 files; they need the extra "convert". No TensorFlow is needed for any.
+    """
+
+    source: tyro.conf.Positional[Literal["bair", "oxe", "robonet", "vp2"]]
+    """What it is."""
+    path: tyro.conf.Positional[Path]
+    """The folder that holds it."""
+    out: Path
+    """Folder of the episodes; called as in a named mix, e.g. data/bair_robot_pushing, a mix finds it."""
+    cameras: tuple[str, ...] = ()
+    """oxe: pictures to keep, e.g. image (default: all in colour). vp2: the one to keep."""
+    test: Path | None = None
+    """robonet: a file that names the trajectories held out for testing, one a line."""
+    limit: int | None = None
+    """Stop after this many episodes."""
+
+    def run(self) -> None:
+        """Does it."""
+        if not self.path.is_dir():
+            raise ValueError(f"{self.path} is no folder: give the one that holds the data set")
+        columns = (SpinnerColumn(), TextColumn("{task.completed} episodes"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("episodes", total=None)
+            done = write_recordings(
+                self._recordings(), self.out, self.limit, lambda count: bar.update(task, completed=count)
+            )
+        for entry in done.left_out:
+            console.print(f"left out: {entry.path} {entry.reason}", markup=False, highlight=False)
+        said = f"{done.written} episodes written to {self.out}, {done.kept} were there, {len(done.left_out)} left out"
+        console.print(said, markup=False, highlight=False)
+        if not done.written + done.kept:
+            raise ValueError(f"none of the {len(done.left_out)} episodes of {self.path} could be converted")
+
+    def _recordings(self) -> Iterable[Recording]:
+        for option, value, sources in (("cameras", self.cameras, ("oxe", "vp2")), ("test", self.test, ("robonet",))):
+            if value and self.source not in sources:
+                raise ValueError(f"--{option} is for {' and '.join(sources)}; {self.source} takes none")
+        if self.source == "bair":
+            return bair.recordings(self.path)
+        if self.source == "oxe":
+            return rlds.recordings(self.path, self.cameras)
+        if self.source == "robonet":
+            held_out = self.test.read_text(encoding="utf-8").split() if self.test else ()
+            return robonet.recordings(self.path, held_out)
+        if len(self.cameras) > 1:
+            raise ValueError(f"vp2 keeps one camera; {', '.join(self.cameras)} were given")
+        return vp2.recordings(self.path, *self.cameras)
+
+
+@dataclass(frozen=True)
+class DataVerbs:
+    """Data sets: inspect one, convert a published one."""
+
+    command: Annotated[
+        Annotated[Inspect, tyro.conf.subcommand("inspect")] | Annotated[Convert, tyro.conf.subcommand("convert")],
+        tyro.conf.arg(name=""),
+    ]
