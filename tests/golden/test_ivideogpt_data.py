@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ideomotor.data.mixes import MIXES, SOMETHING
 from ideomotor.data.segments import SegmentWindow
 
 pytestmark = pytest.mark.golden
@@ -45,7 +46,7 @@ def test_training_segments(shared):
         if "action_rows" in item:
             rows = item["action_rows"]
             recorded = np.arange(float(length))[:, None]
-            draws = [0] if window.span is None else range(300)
+            draws = [0] if window.span is None else range(50)
             got = [window.actions(recorded, start, draw)[0][:, 0].tolist() for draw in draws]
             assert (rows in got) if window.span is None else all(row[:2] == rows[:2] for row in got), item
 
@@ -56,12 +57,12 @@ def test_what_the_release_drew_can_be_drawn_and_nothing_else(shared):
         window, length, start = window_of(item), item["episode_length"], item["start"]
         if window.span is None:
             continue
-        ours = np.array([window.frame_indices(start, length, draw) for draw in range(3000)])
+        ours = np.array([window.frame_indices(start, length, draw) for draw in range(400)])
         wanted, context = np.array(item["frames"]), window.context
         if item["mode"] == "random_shuffle":
             pool = sorted(np.minimum(start + window._stride(length) * np.arange(window.span), length - 1).tolist())
             assert set(wanted.tolist()) <= set(ours.ravel().tolist()) == set(pool), item
-            assert all(pool.count(frame) >= row.tolist().count(frame) for row in ours[:200] for frame in row), item
+            assert all(pool.count(frame) >= row.tolist().count(frame) for row in ours[:50] for frame in row), item
         else:
             assert (ours[:, :context] == wanted[:context]).all(), item
             assert (np.diff(ours[:, context:], axis=1) > 0).all(), item
@@ -85,3 +86,13 @@ def test_goal_order(shared):
     window = SegmentWindow(frames=recorded["frames"] + 1, mode="goal")
     order = window.frame_indices(0, recorded["frames"])[: recorded["frames"]]
     assert order.tolist() == recorded["order"]
+
+
+def test_named_mixes(shared):
+    recorded = fixture(shared, "named_mixes")
+    ours = {name: [[share.dataset, share.weight] for share in shares] for name, shares in MIXES.items()}
+    assert ours == recorded["mixes"]
+    for share in {share.dataset: share for shares in MIXES.values() for share in shares}.values():
+        if share.dataset != SOMETHING:
+            assert share.stride == recorded["frame_step"][share.dataset], share
+            assert share.camera == recorded["image_key"][share.dataset], share

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ideomotor.data.permutation import permuted
+from ideomotor.data.permutation import mixed
 
 Mode = Literal["in_order", "first", "goal", "random_selection", "random_shuffle"]
 
@@ -140,5 +140,5 @@ class SegmentWindow:
 
 def _drawn(total: int, count: int, draw: int) -> Int[np.ndarray, " drawn"]:
     """Some of ``0..total-1``, all different, in random order; all of them where there are no more."""
-    places = np.arange(min(count, total))
-    return permuted(places, total, draw, 0, np.zeros(len(places), dtype=np.int64))
+    start = mixed(np.array([draw % (1 << 64)], dtype=np.uint64))
+    return np.argsort(mixed(start + np.arange(total, dtype=np.uint64)), kind="stable")[:count]
