@@ -39,6 +39,7 @@ class Clip:
         frames: by camera name; context frames first, then the horizon.
         text: one instruction or caption a sample; "" where none is known.
         actions: the chunk that follows the last context frame, in the units of the data; None for actionless video.
+            Of a segment (``data.segments``) instead the action at each of its frames.
         action_mask: True where an action was really recorded, False where the chunk runs past the episode's end.
         proprio: the robot's own state at the last context frame.
         tokens: the tokenizer's latent frames of this window, by camera, where a cache holds them.
