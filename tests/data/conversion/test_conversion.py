@@ -1,6 +1,7 @@
 """Published layouts, written here by their own libraries or by hand, and read back as npz episodes."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -270,3 +271,10 @@ def test_the_command(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["data", "convert", *words, "--out", str(out)])
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", [robonet, vp2])
+def test_a_missing_extra_names_itself(source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install \"ideomotor\[convert\]\""):
+        next(source.recordings(tmp_path))
