@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ideomotor.evaluation.rollout import EpisodeSpec, read_log, rollout
+from ideomotor.policies.actions import TemporalEnsemble
 
 CHUNK, CONTEXT, STRIDE, HORIZON = 4, 3, 2, 10
 
@@ -194,6 +195,47 @@ def test_cameras_are_renamed_and_fewer_actions_may_be_executed():
         Long("main"), FakeWorld(["a"]), specs, slots=["a"], arm="x", cameras={"main": "corner"}, execute=CHUNK
     )
     assert facts(results) == expected(specs)
+
+
+class Steps(Reader):
+    """Foretells the number of the step at which it was asked, for every step of its chunk of 8."""
+
+    def act(self, context):
+        super().act(context)
+        return (context.frames["corner"][:, -1, 0, 0, 0].float() % 10).view(-1, 1, 1).expand(-1, 8, 1)
+
+
+class Told(FakeWorld):
+    """Keeps what was done in each episode; none succeeds."""
+
+    def step(self, chunks, active=None):
+        self.done = getattr(self, "done", {})
+        for i, state in enumerate(self.state):
+            if active[i]:
+                self.done.setdefault((self.tasks[i], state["seed"], state["goal"]), []).extend(chunks[i, :, 0].tolist())
+        return super().step(chunks, active)
+
+
+def test_an_ensemble_blends_within_an_episode_and_never_across():
+    ensemble = TemporalEnsemble(0.0)
+    for _ in range(2):  # the same ensemble again: a new roll-out begins with nothing
+        world = Told(SLOTS)
+        rollout(Steps(), world, SPECS, slots=SLOTS, arm="x", execute=CHUNK, ensemble=ensemble)
+        assert sorted(world.done) == sorted(spec.key for spec in SPECS)
+        # Asked at steps 0, 4 and 8; each chunk of 8 reaches the next one's first half.
+        assert all(actions == [0, 0, 0, 0, 2, 2, 2, 2, 6, 6, 6, 6] for actions in world.done.values())
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_a_killed_roll_out_with_an_ensemble_begins_its_episodes_anew(tmp_path, after):
+    log, ensemble, world = tmp_path / "log.jsonl", TemporalEnsemble(0.0), Told(SLOTS)
+    how = {"slots": SLOTS, "arm": "x", "log": log, "execute": CHUNK, "ensemble": ensemble}
+    with pytest.raises(KeyboardInterrupt):
+        rollout(Steps(fail_after=after), Told(SLOTS), SPECS, **how)
+    finished = {row.key for row in read_log(log)}
+    rollout(Steps(), world, SPECS, **how)
+    assert sorted([*world.done, *finished]) == sorted(spec.key for spec in SPECS)
+    assert all(actions == [0, 0, 0, 0, 2, 2, 2, 2, 6, 6, 6, 6] for actions in world.done.values())
 
 
 class Answers:

@@ -1,9 +1,11 @@
-"""Quantile bins: round trips, repeated values, bad input."""
+"""Quantile bins: round trips, repeated values, bad input. Ensembles of chunks against explicit averages."""
+
+import math
 
 import pytest
 import torch
 
-from ideomotor.policies.actions import QuantileBins, Standardized
+from ideomotor.policies.actions import QuantileBins, Standardized, TemporalEnsemble
 from ideomotor.policies.published_actions import ActionBins, ActionBinsConfig
 
 
@@ -72,3 +74,57 @@ def test_actions_that_would_get_ids_without_a_meaning_are_refused(generator: tor
         bins.encode(torch.zeros(2, 4))
     with pytest.raises(ValueError, match="actions of width 3 came; these bins are for width 4"):
         release.encode(torch.zeros(2, 3))
+
+
+def foretold(step: int, chunk: torch.Tensor, at: int) -> torch.Tensor | None:
+    """What a chunk that was foretold at step ``at`` says of ``step``."""
+    return chunk[step - at] if 0 <= step - at < len(chunk) else None
+
+
+@pytest.mark.parametrize("decay", [0.01, 0.0, 1.5, -0.7])
+@pytest.mark.parametrize("execute", [1, 3, 4, 8])
+def test_the_ensemble_equals_a_step_by_step_average(decay: float, execute: int, generator: torch.Generator) -> None:
+    ensemble, length = TemporalEnsemble(decay), 8
+    told: dict[int, list[tuple[int, torch.Tensor]]] = {slot: [] for slot in range(3)}  # of the running episodes
+    now = dict.fromkeys(told, 0)
+    for _ in range(40):
+        slots = [slot for slot in told if torch.rand((), generator=generator) < 0.8]  # the others are left out
+        chunks = torch.randn(len(slots), length, 2, generator=generator)
+        blended = ensemble.blend(slots, chunks, execute)
+        assert blended.shape == chunks.shape and blended.dtype == chunks.dtype
+        for slot, chunk, got in zip(slots, chunks, blended, strict=True):
+            told[slot].append((now[slot], chunk.clone()))
+            for j in range(length):
+                said = [foretold(now[slot] + j, earlier, at) for at, earlier in told[slot]]
+                values = [value for value in said if value is not None]
+                weights = [math.exp(-decay * i) for i in range(len(values))]
+                wanted = sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
+                torch.testing.assert_close(got[j], wanted)
+            now[slot] += execute
+            if torch.rand((), generator=generator) < 0.2:
+                ensemble.forget([slot])
+                told[slot], now[slot] = [], 0
+        chunks.zero_()  # what is remembered is the ensemble's own
+
+
+def test_an_ensemble_without_overlap_changes_nothing(generator: torch.Generator) -> None:
+    ensemble = TemporalEnsemble(0.01)
+    for _ in range(3):
+        chunks = torch.randn(2, 4, 1, generator=generator)
+        assert torch.equal(ensemble.blend([7, 3], chunks, 4), chunks)
+
+
+def test_the_newest_chunk_stands_alone_where_no_other_reaches_however_great_the_decay() -> None:
+    ensemble = TemporalEnsemble(1e4)
+    ensemble.blend([0], torch.zeros(1, 4, 1), 1)
+    assert ensemble.blend([0], torch.ones(1, 4, 1), 1).flatten().tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("slots", "chunks", "executed"), [([0], 2, 1), ([0, 0], 2, 1), ([0, 1], 2, -1)], ids=["count", "twice", "negative"]
+)
+def test_the_ensemble_says_what_it_wants(slots: list[int], chunks: int, executed: int) -> None:
+    with pytest.raises(ValueError, match="wanted one chunk a slot, no slot twice, and at least 0 actions"):
+        TemporalEnsemble(0.01).blend(slots, torch.zeros(chunks, 4, 1), executed)
+    with pytest.raises(ValueError, match="wanted a finite number"):
+        TemporalEnsemble(float("nan"))

@@ -499,6 +499,32 @@ def test_each_turn_of_the_dial_is_tried_anew(home: Path, tmp_path: Path, capsys:
     assert "never learned to act without foresight" in said(capsys)
 
 
+def test_other_ways_to_use_a_chunk_are_tried_anew(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "rollouts.jsonl"
+    options = ("--world", "toy", "--tasks", "red", "--episodes", 2, "--workers", 0, "--out", log)
+    ways = [(), ("--ensemble", 0.01), ("--ensemble", 1), ("--execute", 1), ("--execute", 1, "--ensemble", 0.01)]
+    for way in ways:
+        assert ideomotor("vpdd", "evaluate", home / "finetune", *options, *way) == 0
+    arms = [row.arm for row in read_log(log)]
+    assert len(arms) == 2 * len(ways) and len(set(arms)) == len(ways)
+    text = log.read_text()
+    rest = "".join(text.splitlines(keepends=True)[:-1])  # killed before its last episode
+    log.write_text(rest)
+    assert ideomotor("vpdd", "evaluate", home / "finetune", *options, *ways[-1]) == 0
+    again, before = read_log(log)[-1], json.loads(text.splitlines()[-1])
+    assert log.read_text().startswith(rest) and (again.arm, again.goal) == (before["arm"], before["goal"])
+    assert (again.steps, again.success) == (before["steps"], before["success"])
+    assert ideomotor("vpdd", "evaluate", home / "finetune", *options, "--execute", 4) == 0  # as fine-tuned: done
+    assert len(read_log(log)) == len(arms)
+    capsys.readouterr()
+    assert ideomotor("vpdd", "evaluate", home / "finetune", *options, "--execute", 8, "--ensemble", 0.01) == 2
+    assert "so no chunks overlap: take a smaller --execute" in said(capsys)
+    assert ideomotor("vpdd", "evaluate", home / "finetune", *options, "--execute", 9) == 2
+    assert "execute 9 must lie in 1..chunk" in said(capsys)
+
+
 def test_a_report_draws_the_dial_where_it_was_turned(tmp_path: Path) -> None:
     claim(QuickstartConfig(world="toy", tasks=("red",), preset="tiny"), PRESETS["tiny"](), tmp_path, "")
 

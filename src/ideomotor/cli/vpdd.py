@@ -99,6 +99,11 @@ class VPDDEvaluate:
     dial: Literal["none", "features", "half", "full"] | None = None
     """How far it imagines before it acts: no foresight, that of one pass, of a future decoded in half of the passes, or
     in all. By default as fine-tuned. For a report, write RUN/rollouts-dial-full.jsonl and the like (--out)."""
+    execute: int | None = None
+    """Actions of a chunk that are carried out before looking again. By default as fine-tuned."""
+    ensemble: float | None = None
+    """Average what overlapping chunks foretold for a step (temporal ensembling): the weight of each later chunk is
+    smaller by exp(-ENSEMBLE), e.g. 0.01. By default the newest chunk alone counts."""
     episodes: int = 20
     """Episodes a task; each has a goal of its own out of 20 held-out ones."""
     camera: str | None = None
@@ -125,6 +130,8 @@ class VPDDEvaluate:
                 self.out or self.policy / "rollouts.jsonl",
                 self.workers,
                 dial=self.dial,
+                execute=self.execute,
+                ensemble=self.ensemble,
                 world=self.world,
                 camera=self.camera,
                 look=self.look,

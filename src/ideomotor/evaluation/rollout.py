@@ -40,6 +40,18 @@ class VectorWorld(Protocol):
         """Executes a chunk ``(k, a)`` in each active world; ``info["executed"]`` counts the actions really taken."""
 
 
+class Ensemble(Protocol):
+    """Blends the chunks of each world that overlap in time, as ``policies.actions.TemporalEnsemble`` does."""
+
+    def blend(
+        self, slots: Sequence[int], chunks: Float[Tensor, "b chunk action"], executed: int
+    ) -> Float[Tensor, "b chunk action"]:
+        """Returns new chunks of those worlds, blended with their earlier ones, ``executed`` steps after these."""
+
+    def forget(self, slots: Sequence[int]) -> None:
+        """Drops the earlier chunks of worlds that begin an episode."""
+
+
 Recorder = Callable[[EpisodeResult, Mapping[str, UInt8[Tensor, "t c h w"]]], None]
 
 
@@ -52,6 +64,10 @@ class _Running:
     cpu: float = 0.0
     pictures: list[dict[str, np.ndarray]] = field(default_factory=list)  # by camera, each `t c h w`
 
+    def add(self, steps: int, reward: float, seconds: float, cpu: float) -> None:
+        self.steps, self.reward = self.steps + steps, self.reward + reward
+        self.seconds, self.cpu = self.seconds + seconds, self.cpu + cpu
+
 
 def rollout(
     agent: Agent,
@@ -63,6 +79,7 @@ def rollout(
     log: Path | None = None,
     cameras: Mapping[str, str] | None = None,
     execute: int | None = None,
+    ensemble: Ensemble | None = None,
     record: Collection[EpisodeSpec] = (),
     recorder: Recorder | None = None,
     stride: int = 4,
@@ -83,6 +100,7 @@ def rollout(
         log: a JSONL file that a row is appended to when an episode ends; a last line torn by a kill is dropped.
         cameras: the agent's camera names to the worlds', e.g. ``{"main": "corner2"}``; by default the worlds' own.
         execute: how many actions of a chunk are executed before the agent looks again; by default all.
+        ensemble: blends chunks that overlap in time; by default the newest one alone counts.
         record: the episodes whose frames are kept.
         recorder: receives those episodes' frames by camera, before the row is logged.
         stride: environment steps between the frames of an observation; a recording has this step too.
@@ -99,11 +117,7 @@ def rollout(
     observation, infos = dict[str, Any](), list[dict[str, Any]]()
     while True:
         began = time.perf_counter()
-        fresh = []
-        for slot, task in enumerate(slots):
-            if running[slot] is None and queues[task]:
-                running[slot] = _Running(queues[task].popleft())
-                fresh.append(slot)
+        fresh = _begin(running, queues, slots)
         active = np.array([episode is not None for episode in running])
         if not active.any():
             return [finished[spec.key] for spec in episodes]
@@ -111,17 +125,16 @@ def rollout(
             observation, infos = _reset(world, running, None if not infos else fresh)
             for slot in fresh:
                 _keep(running[slot], observation, slot, 1, recorded)
-        chunks, cpu = _act(agent, observation, infos, active, cameras, execute)
+            if ensemble is not None:
+                ensemble.forget(fresh)
+        chunks, cpu = _act(agent, observation, infos, active, cameras, execute, ensemble)
         observation, rewards, terminated, truncated, infos = world.step(chunks, active)
         elapsed = time.perf_counter() - began
         for slot in np.flatnonzero(active).tolist():
             episode = running[slot]
             assert episode is not None
-            executed = int(infos[slot]["executed"])
-            episode.steps += executed
-            episode.reward += float(rewards[slot])
-            episode.seconds += elapsed / int(active.sum())
-            episode.cpu += cpu / int(active.sum())
+            executed, acting = int(infos[slot]["executed"]), int(active.sum())
+            episode.add(executed, float(rewards[slot]), elapsed / acting, cpu / acting)
             _keep(episode, observation, slot, max(1, executed // stride), recorded)
             if terminated[slot] or truncated[slot]:
                 result = _result(episode, arm, bool(infos[slot]["success"]))
@@ -148,6 +161,16 @@ def _check(world: VectorWorld, episodes: Sequence[EpisodeSpec], slots: Sequence[
         seen.add(spec.key)
 
 
+def _begin(running: list[_Running | None], queues: Mapping[str, deque[EpisodeSpec]], slots: Sequence[str]) -> list[int]:
+    """Gives idle slots the next episode of their task; returns those that got one."""
+    fresh = []
+    for slot, task in enumerate(slots):
+        if running[slot] is None and queues[task]:
+            running[slot] = _Running(queues[task].popleft())
+            fresh.append(slot)
+    return fresh
+
+
 def _reset(
     world: VectorWorld, running: Sequence[_Running | None], fresh: Sequence[int] | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -165,6 +188,7 @@ def _act(
     active: Bool[np.ndarray, " n"],
     cameras: Mapping[str, str] | None,
     execute: int | None,
+    ensemble: Ensemble | None,
 ) -> tuple[Float[np.ndarray, "n chunk action"], float]:
     """Returns a chunk for every world, zeros where none acts, and the CPU-seconds that the agent took."""
     frames = observation["frames"]
@@ -182,20 +206,22 @@ def _act(
     )
     began = time.process_time()
     with torch.no_grad():
-        actions = agent.act(context).float().cpu().numpy()
+        actions = agent.act(context).float().cpu()
     cpu = time.process_time() - began
-    if actions.ndim != 3 or len(actions) != len(context) or not np.isfinite(actions).all():
+    if actions.ndim != 3 or len(actions) != len(context) or not actions.isfinite().all():
         raise ValueError(
-            f"the agent answered {len(context)} observations with actions of shape {actions.shape}, finite: "
-            f"{bool(np.isfinite(actions).all())}; wanted ({len(context)}, chunk, action), all finite"
+            f"the agent answered {len(context)} observations with actions of shape {tuple(actions.shape)}, finite: "
+            f"{bool(actions.isfinite().all())}; wanted ({len(context)}, chunk, action), all finite"
         )
     if execute is not None and not 1 <= execute <= actions.shape[1]:
         raise ValueError(
             f"execute is {execute}; the agent gives chunks of {actions.shape[1]} actions: take 1 to that many"
         )
+    if ensemble is not None:
+        actions = ensemble.blend(np.flatnonzero(active).tolist(), actions, execute or actions.shape[1])
     actions = actions[:, :execute]
     chunks = np.zeros((len(active), *actions.shape[1:]), dtype=np.float32)
-    chunks[active] = actions
+    chunks[active] = actions.numpy()
     return chunks, cpu
 
 

@@ -1,4 +1,7 @@
-"""Actions to tokens and back, by bins that hold equally many recorded actions; and states to a common scale."""
+"""Actions to tokens and back, by bins that hold equally many recorded actions; states to a scale; chunks to one."""
+
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -104,6 +107,70 @@ def refuse_unfit(actions: Float[Tensor, "*b action"], dimensions: int) -> None:
             f"the action at {place} is {actions[tuple(place)].tolist()}; wanted finite numbers: leave that recording "
             "out"
         )
+
+
+class TemporalEnsemble:
+    """Averages, for each coming step, what a slot's newest chunk and its earlier ones foretold for it.
+
+    A slot is whatever acts by itself: one of many worlds, or a robot's session. What chunk ``i`` says, 0 the oldest
+    that reaches the step, weighs ``exp(-decay * i)``: 0 weighs all alike, more trusts the older ones, less than 0 the
+    newer ones. Every dimension is averaged, also one that knows two values only, such as a gripper: where chunks
+    disagree it gets one in between, as in ACT.
+
+    Source: ACT (Zhao et al. 2023, 2304.13705), algorithm 2. There one action is carried out before looking again; here
+    any number, and steps that no earlier chunk reaches are the newest chunk's alone.
+    """
+
+    def __init__(self, decay: float) -> None:
+        """Raises ValueError where ``decay`` is not finite."""
+        if not math.isfinite(decay):
+            raise ValueError(f"decay is {decay}; wanted a finite number, e.g. 0.01")
+        self.decay = decay
+        # By slot, what is left of its chunks, oldest first.
+        self._ahead: dict[int, list[Float[Tensor, "steps action"]]] = {}
+
+    def blend(
+        self, slots: Sequence[int], chunks: Float[Tensor, "b chunk action"], executed: int
+    ) -> Float[Tensor, "b chunk action"]:
+        """Returns the chunks averaged with what is left of the slots' earlier ones, and remembers them.
+
+        Args:
+            slots: whose the chunks are; the others are left as they are.
+            chunks: as the policy foretold them, the first action for the present step.
+            executed: how many actions these slots have carried out since they were last here; without meaning for a
+                slot that is new or was forgotten.
+
+        Raises:
+            ValueError: not one chunk a slot, a slot twice, or ``executed`` below 0.
+        """
+        if len(chunks) != len(slots) or len(set(slots)) < len(slots) or executed < 0:
+            raise ValueError(
+                f"slots {list(slots)}, {len(chunks)} chunks, {executed} actions executed; wanted one chunk a slot, no "
+                "slot twice, and at least 0 actions"
+            )
+        blended = []
+        for slot, chunk in zip(slots, chunks.clone(), strict=True):
+            left = [earlier[executed:] for earlier in self._ahead.get(slot, []) if len(earlier) > executed]
+            self._ahead[slot] = [*left, chunk]
+            blended.append(_average(self._ahead[slot], self.decay))
+        return torch.stack(blended) if blended else chunks
+
+    def forget(self, slots: Iterable[int]) -> None:
+        """Drops the earlier chunks of slots whose episode is over, or begins."""
+        for slot in slots:
+            self._ahead.pop(slot, None)
+
+
+def _average(chunks: Sequence[Float[Tensor, "steps action"]], decay: float) -> Float[Tensor, "chunk action"]:
+    """The weighted mean of each step of the last chunk, over all chunks that reach it; all begin at the same step."""
+    newest = chunks[-1]
+    said = newest.new_zeros(len(chunks), *newest.shape)
+    log_weights = torch.full(said.shape[:2], -torch.inf, device=said.device)
+    for i, chunk in enumerate(chunks):
+        said[i, : len(chunk)] = chunk
+        log_weights[i, : len(chunk)] = -decay * i
+    # Which chunk is number 0 does not matter: the weights are normalised.
+    return (log_weights.softmax(0).to(said)[..., None] * said).sum(0)
 
 
 def _quantile_edges(values: Float[Tensor, " n"], bins: int) -> tuple[Float[Tensor, " edges"], Float[Tensor, " bins"]]:

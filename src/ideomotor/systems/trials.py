@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.episodes import EpisodeResult, EpisodeSpec, read_log
-from ideomotor.evaluation.rollout import rollout
+from ideomotor.evaluation.rollout import Ensemble, rollout
 from ideomotor.evaluation.statistics import wilson
 from ideomotor.systems.collection_worlds import WORLDS, make_world, world_config
 from ideomotor.systems.progress import bar
@@ -59,6 +59,7 @@ def roll_out(
     look: Literal["fast", "default"] = "fast",
     arm: str = "policy",
     seed: int = 0,
+    ensemble: Ensemble | None = None,
     films: Path | None = None,
     filmed: int = 2,
 ) -> list[EpisodeResult]:
@@ -76,6 +77,7 @@ def roll_out(
         look: of Meta-World's pictures, as in ``collect``.
         arm: name under which the log keeps the results.
         seed: the training seed, for the log.
+        ensemble: blends chunks that overlap in time; by default the newest one alone counts.
         films: folder that gets mp4 videos of some episodes.
         filmed: how many a task.
 
@@ -105,15 +107,6 @@ def roll_out(
     makers = [partial(make_chunked, world, settings, task, view) for task in slots]
     over = itertools.count(1)
     with ChunkedVector(makers, workers=workers) as vector, bar(f"roll-outs ({arm})") as tell:
-
-        def film(result: EpisodeResult, frames: Mapping[str, UInt8[Tensor, "t c h w"]]) -> None:
-            assert films is not None
-            path = films / f"{result.task}-{result.goal}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            video = frames[cameras[0]]
-            fps = WORLDS[world].fps * len(video) / max(1, result.steps)
-            write_video(path, video.repeat_interleave(2, -1).repeat_interleave(2, -2), fps=fps)
-
         return rollout(
             agent,
             vector,
@@ -123,11 +116,23 @@ def roll_out(
             log=log,
             cameras=dict(zip(view.cameras, cameras, strict=True)),
             execute=view.execute,
+            ensemble=ensemble,
             stride=view.stride,
             record=[spec for spec in specs if films is not None and spec.goal in goals[:filmed]],
-            recorder=film,
+            recorder=None if films is None else partial(_write_film, films, cameras[0], WORLDS[world].fps),
             done=lambda result: tell(next(over), len(specs)),
         )
+
+
+def _write_film(
+    films: Path, camera: str, fps: float, result: EpisodeResult, frames: Mapping[str, UInt8[Tensor, "t c h w"]]
+) -> None:
+    """Writes what one camera saw of an episode, at twice its size."""
+    path = films / f"{result.task}-{result.goal}.mp4"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    video = frames[camera]
+    shown = fps * len(video) / max(1, result.steps)
+    write_video(path, video.repeat_interleave(2, -1).repeat_interleave(2, -2), fps=shown)
 
 
 def _cameras(view: View, world: str, camera: str | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from ideomotor.data.mixture import Source
 from ideomotor.evaluation.episodes import EpisodeResult
+from ideomotor.policies.actions import TemporalEnsemble
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
 from ideomotor.systems import vpdd_published_stages as published
@@ -330,29 +332,51 @@ def evaluate(
     workers: int = 2,
     device: str | torch.device = "cpu",
     dial: Dial | None = None,
+    execute: int | None = None,
+    ensemble: float | None = None,
     **options: Any,
 ) -> list[EpisodeResult]:
     """Rolls a fine-tuned policy of either form out on held-out goals, on ``device``.
 
-    See ``trials.roll_out`` for the options.
+    See ``trials.roll_out`` for the other options.
 
-    It looks through the camera that it was fine-tuned on, unless another is named, and imagines as far as ``dial``
-    says; by default as its settings do.
+    It looks through the camera that it was fine-tuned on, unless another is named, imagines as far as ``dial`` says and
+    carries out ``execute`` actions of a chunk; by default as its settings do. ``ensemble`` is the decay of a
+    ``TemporalEnsemble``, None for none.
 
     Unless ``arm`` names it, the log keeps the episodes under a fingerprint of all that decides how they end (models,
-    settings, camera, look, domain), and the dial where it is not at "features": what differs in any is tried anew.
+    settings, camera, look, domain, ensemble), and the dial where it is not at "features": what differs in any is tried
+    anew.
     """
     options["camera"] = options.get("camera") or camera_of(folder)
     if (Path(folder) / PUBLISHED_FILE).is_file():
         if dial is not None:
             raise ValueError(f"{folder} holds the published form, which always imagines in full: leave out --dial")
+        if execute is not None or ensemble is not None:
+            raise ValueError(
+                f"{folder} holds the published form, which acts as published: leave out --execute and --ensemble"
+            )
         return published.evaluate(folder, tasks, episodes, log, workers, device, **options)
     agent = load_agent(folder, device)
     if dial is not None:
         turn(agent, dial)
-    suffix = "" if agent.dial == "features" else f"-{agent.dial}"
+    if execute is not None:
+        agent.config = replace(agent.config, execute=execute)
+    if ensemble is not None:
+        if agent.config.execute == agent.config.window.chunk:
+            raise ValueError(
+                f"all {agent.config.execute} actions of a chunk are executed, so no chunks overlap: take a smaller "
+                "--execute, or leave out --ensemble"
+            )
+        options["ensemble"] = TemporalEnsemble(ensemble)
     if "arm" not in options:
-        parts = [fingerprint(part, part.config) for part in (agent.policy, agent.predictor, agent.tokenizer) if part]
         seen = [options["camera"], options.get("look", "fast"), config_to_json(agent.config), agent.domain]
-        options["arm"] = hashlib.sha256(json.dumps([parts, seen]).encode()).hexdigest()[:12] + suffix
+        options["arm"] = _arm(agent, seen if ensemble is None else [*seen, ensemble])
     return roll_out(agent, view_of(agent.config), tasks, episodes, log, workers, **options)
+
+
+def _arm(agent: VPDDAgent, settings: list[Any]) -> str:
+    """A fingerprint of the models and of ``settings``, and the dial where it is not at "features"."""
+    parts = [fingerprint(part, part.config) for part in (agent.policy, agent.predictor, agent.tokenizer) if part]
+    suffix = "" if agent.dial == "features" else f"-{agent.dial}"
+    return hashlib.sha256(json.dumps([parts, settings]).encode()).hexdigest()[:12] + suffix
