@@ -104,6 +104,8 @@ class VPDDEvaluate:
     ensemble: float | None = None
     """Average what overlapping chunks foretold for a step (temporal ensembling): the weight of each later chunk is
     smaller by exp(-ENSEMBLE), e.g. 0.01. By default the newest chunk alone counts."""
+    compile: bool = False
+    """Act through torch.compile: minutes of compiling before the first step. For GPUs; on a CPU it gains little."""
     episodes: int = 20
     """Episodes a task; each has a goal of its own out of 20 held-out ones."""
     camera: str | None = None
@@ -132,6 +134,7 @@ class VPDDEvaluate:
                 dial=self.dial,
                 execute=self.execute,
                 ensemble=self.ensemble,
+                compiled=self.compile,
                 world=self.world,
                 camera=self.camera,
                 look=self.look,

@@ -48,6 +48,7 @@ from ideomotor.systems.stages import (
 )
 from ideomotor.systems.trials import roll_out
 from ideomotor.systems.vpdd import VPDD, ActionDenoising, Dial, TextEncoder, VideoDenoising, VPDDAgent
+from ideomotor.systems.vpdd_compiled import CompiledAgent
 from ideomotor.tokenizers.vqvae3d import VQVAE3D, VQVAE3DConfig
 from ideomotor.training.checkpoint import fingerprint, load_model
 from ideomotor.training.config import config_to_json, differences
@@ -334,6 +335,7 @@ def evaluate(
     dial: Dial | None = None,
     execute: int | None = None,
     ensemble: float | None = None,
+    compiled: bool = False,
     **options: Any,
 ) -> list[EpisodeResult]:
     """Rolls a fine-tuned policy of either form out on held-out goals, on ``device``.
@@ -342,19 +344,20 @@ def evaluate(
 
     It looks through the camera that it was fine-tuned on, unless another is named, imagines as far as ``dial`` says and
     carries out ``execute`` actions of a chunk; by default as its settings do. ``ensemble`` is the decay of a
-    ``TemporalEnsemble``, None for none.
+    ``TemporalEnsemble``, None for none. ``compiled`` acts through a ``CompiledAgent``.
 
     Unless ``arm`` names it, the log keeps the episodes under a fingerprint of all that decides how they end (models,
-    settings, camera, look, domain, ensemble), and the dial where it is not at "features": what differs in any is tried
-    anew.
+    settings, camera, look, domain, ensemble, compiling), and the dial where it is not at "features": what differs in
+    any is tried anew.
     """
     options["camera"] = options.get("camera") or camera_of(folder)
     if (Path(folder) / PUBLISHED_FILE).is_file():
         if dial is not None:
             raise ValueError(f"{folder} holds the published form, which always imagines in full: leave out --dial")
-        if execute is not None or ensemble is not None:
+        if execute is not None or ensemble is not None or compiled:
             raise ValueError(
-                f"{folder} holds the published form, which acts as published: leave out --execute and --ensemble"
+                f"{folder} holds the published form, which acts as published: leave out --execute, --ensemble, "
+                "--compile"
             )
         return published.evaluate(folder, tasks, episodes, log, workers, device, **options)
     agent = load_agent(folder, device)
@@ -371,8 +374,10 @@ def evaluate(
         options["ensemble"] = TemporalEnsemble(ensemble)
     if "arm" not in options:
         seen = [options["camera"], options.get("look", "fast"), config_to_json(agent.config), agent.domain]
-        options["arm"] = _arm(agent, seen if ensemble is None else [*seen, ensemble])
-    return roll_out(agent, view_of(agent.config), tasks, episodes, log, workers, **options)
+        seen += [] if ensemble is None else [ensemble]
+        options["arm"] = _arm(agent, [*seen, "compiled"] if compiled else seen)
+    acting = CompiledAgent(agent) if compiled else agent
+    return roll_out(acting, view_of(agent.config), tasks, episodes, log, workers, **options)
 
 
 def _arm(agent: VPDDAgent, settings: list[Any]) -> str:
