@@ -62,21 +62,11 @@ class Clip:
 
         accelerate moves only what has this very signature; without it a clip would silently stay on the CPU.
         """
-        return self._changed(lambda value: value.to(device, non_blocking=non_blocking))
+        return _changed(self, lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Clip:
         """Returns the clip in page-locked memory, from which ``to(non_blocking=True)`` copies while a GPU computes."""
-        return self._changed(lambda value: value.pin_memory())
-
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> Clip:
-        def changed(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return change(value)
-            if isinstance(value, Mapping):
-                return {name: changed(item) for name, item in value.items()}
-            return value
-
-        return replace(self, **{f.name: changed(getattr(self, f.name)) for f in fields(self)})
+        return _changed(self, lambda value: value.pin_memory())
 
     def split(self, context: int) -> tuple[Clip, Clip]:
         """Returns what is seen (the first ``context`` frames, and the state) and what is to be foretold (the rest,
@@ -94,6 +84,42 @@ class Clip:
             Clip(frames=seen, text=self.text, proprio=self.proprio, domain=self.domain),
             Clip(frames=rest, text=self.text, actions=self.actions, action_mask=self.action_mask, domain=self.domain),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """A batch of what an agent saw, what it did, what that brought over the next few steps, and what it saw then.
+
+    Attributes:
+        frames: the last few frames, the newest at the end.
+        actions: in -1..1, taken after them.
+        rewards: the discounted sum of what the next steps brought.
+        discounts: what the value of ``next_frames`` counts in ``frames``' own; 0 where the episode ended in between.
+        next_frames: what was seen after those steps.
+    """
+
+    frames: UInt8[Tensor, "b t c h w"]
+    actions: Float[Tensor, "b action"]
+    rewards: Float[Tensor, " b"]
+    discounts: Float[Tensor, " b"]
+    next_frames: UInt8[Tensor, "b t c h w"]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Transitions:
+        """Returns the batch with every tensor on ``device``."""
+        return _changed(self, lambda value: value.to(device, non_blocking=non_blocking))
+
+
+class Batch(Protocol):
+    """What a learner learns from: a frozen dataclass whose tensors all have one row a sample, such as ``Clip``."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Returns the batch with every tensor on ``device``."""
 
 
 @runtime_checkable
@@ -161,6 +187,22 @@ class Dataset:
     episodes: tuple[Episode, ...]
     quarantined: tuple[Quarantined, ...] = ()
     fingerprint: str = ""
+
+
+Moved = TypeVar("Moved", Clip, Transitions)
+
+
+def _changed(batch: Moved, change: Callable[[Tensor], Tensor]) -> Moved:
+    """The batch with ``change`` made to each of its tensors, those in mappings too."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        if isinstance(value, Mapping):
+            return {name: changed(item) for name, item in value.items()}
+        return value
+
+    return replace(batch, **{f.name: changed(getattr(batch, f.name)) for f in fields(batch)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,3 +85,19 @@ def test_swapped_gives_the_average_and_takes_it_back() -> None:
         assert torch.equal(net.weight, first)
         raise RuntimeError("inside")
     assert torch.equal(net.weight, first + 1)
+
+
+def test_decay_in_the_gradient_is_plain_adam_over_everything() -> None:
+    torch.manual_seed(0)
+    ours, plain = nn.Linear(3, 2), nn.Linear(3, 2)
+    plain.load_state_dict(ours.state_dict())
+    config = OptimConfig(lr=0.1, weight_decay=0.5, decay="gradient", betas=(0.9, 0.999))
+    optimizers = (build_optimizer(ours, config), torch.optim.Adam(plain.parameters(), lr=0.1, weight_decay=0.5))
+    for _ in range(3):
+        for module, optimizer in zip((ours, plain), optimizers, strict=True):
+            module(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert torch.allclose(ours.weight, plain.weight) and torch.allclose(ours.bias, plain.bias)
+    with pytest.raises(ValueError, match="decoupled"):
+        OptimConfig(decay="l2")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ideomotor.training.config import config_to_json
 from ideomotor.training.optim import OptimConfig, WeightAverage, build_optimizer, learning_rate
 from ideomotor.training.processes import Processes
-from ideomotor.types import Borrowed, Clip, Losses
+from ideomotor.types import Batch, Borrowed, Losses
 
 
 class LearnerState(NamedTuple):
@@ -34,7 +34,7 @@ def seed_of(seed: int, *words: str | int) -> int:
 class Learner:
     """Moves the weights of one objective.
 
-    The objective is an ``nn.Module`` whose ``forward(clip)`` returns ``Losses``. It is in train mode in an update and
+    The objective is an ``nn.Module`` whose ``forward(batch)`` returns ``Losses``. It is in train mode in an update and
     in eval mode outside of it; what it holds as ``Borrowed`` is in eval mode throughout. Made by ``Run.learner``.
     """
 
@@ -63,7 +63,7 @@ class Learner:
         self._call = self.processes.wrap(objective)
         self._set_modes(training=False)
 
-    def update(self, batch: Clip) -> dict[str, float]:
+    def update(self, batch: Batch) -> dict[str, float]:
         """Moves the weights by one batch and returns ``"name/term"``: ``loss``, the terms, ``grad_norm`` and ``lr``.
 
         The global random state inside is a pure function of (seed, name, step, rank) and is given back unchanged.
@@ -92,7 +92,7 @@ class Learner:
         self.step += 1
         return {f"{self.name}/{term}": value for term, value in (metrics | {"lr": rate}).items()}
 
-    def validate(self, batches: Sequence[Clip]) -> dict[str, float]:
+    def validate(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Returns ``"name/validation_loss"``, the mean loss of the batches; no weight or random state is changed.
 
         In eval mode, with the averaged weights where there are some, under the same noise each time it is called.
@@ -141,7 +141,7 @@ class Learner:
             self.average.load(parts["average"])
         self.step = int(state.values["step"])
 
-    def _gradients(self, batch: Clip) -> dict[str, Tensor]:
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Runs forward and backward; returns the loss and its terms, averaged over the parts of the batch."""
         sums: dict[str, Tensor] = {}
         parts = _split(batch, self.config.accumulate)
@@ -264,7 +264,7 @@ def _laid_out_like(weight: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(weight, dtype=value.dtype).copy_(value) if value.shape == weight.shape else value.clone()
 
 
-def _split(batch: Clip, parts: int) -> list[Clip]:
+def _split(batch: Any, parts: int) -> list[Batch]:
     if parts == 1:
         return [batch]
     size = math.ceil(len(batch) / parts)

@@ -18,7 +18,9 @@ class OptimConfig:
 
     Attributes:
         lr: the highest learning rate, reached after ``warmup`` steps.
-        weight_decay: AdamW's; never applied to vectors (biases, norms' scales) and embeddings.
+        weight_decay: how much; see ``decay``.
+        decay: "decoupled" is AdamW's, never applied to vectors (biases, norms' scales) and embeddings; "gradient" is
+            added to the gradient of every weight, as Adam has it (published settings that were found with it).
         warmup: steps of linear rise from ``lr / warmup``.
         schedule: after the warm-up, "constant" or "cosine" down to ``final_lr * lr`` at the last step.
         clip_norm: largest norm of the gradient over all weights of the learner; None leaves it as it is.
@@ -29,6 +31,7 @@ class OptimConfig:
 
     lr: float = 3e-4
     weight_decay: float = 0.01
+    decay: Literal["decoupled", "gradient"] = "decoupled"
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 100
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -45,6 +48,8 @@ class OptimConfig:
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; wanted two numbers in [0, 1)")
+        if self.decay not in ("decoupled", "gradient"):
+            raise ValueError(f"decay is {self.decay!r}; wanted 'decoupled' or 'gradient'")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule is {self.schedule!r}; wanted 'constant' or 'cosine'")
         if not 0 <= self.final_lr <= 1:
@@ -67,8 +72,10 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Adam:
     """Returns AdamW over the weights of ``module`` that want gradients, in two groups: with and without decay.
+
+    Adam over all of them in one group, where ``config.decay`` is "gradient".
 
     Raises:
         ValueError: no weight of the module wants a gradient.
@@ -80,6 +87,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
             f"{type(module).__name__} has no weight that wants a gradient: it learns nothing. Hold the module to be "
             "trained as a sub-module, and only the others as Borrowed"
         )
+    if config.decay == "gradient":
+        return torch.optim.Adam(weights, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
     spared = [weight for weight in weights if weight.ndim <= 1 or id(weight) in embeddings]
     names = {id(weight) for weight in spared}
     groups = [

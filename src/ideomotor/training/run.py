@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +11,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -30,15 +27,31 @@ from ideomotor.training.checkpoint import (
     write_json,
 )
 from ideomotor.training.config import config_to_json, differences
+from ideomotor.training.folder import clear, lock
 from ideomotor.training.learner import Learner, LearnerState, check_ownership
 from ideomotor.training.log import Log
 from ideomotor.training.optim import OptimConfig
 from ideomotor.training.processes import PeakMemory, Processes, caught_signals
-from ideomotor.types import Clip
+from ideomotor.types import Batch, Clip
 
 Model = TypeVar("Model", bound=nn.Module)
 Hook = Callable[[int, Mapping[str, float]], None]
 Clips = Iterable[Clip] | Callable[[int], Iterable[Clip]]
+Round = Iterable[tuple[Learner, Batch]]
+"""The updates of one step: which learner moves, and by what batch. Asked for one by one, each after the one before."""
+
+
+class Kept(Protocol):
+    """What else a run saves with its learners' states, and gives back when it goes on."""
+
+    def state(self) -> LearnerState:
+        """Returns all it needs to go on; the values hold what ``identity`` gives."""
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what a resumed run must have the same, as JSON values."""
+
+    def load_state(self, state: LearnerState) -> None:
+        """Goes on from ``state``."""
 
 
 class Stopped(SystemExit):
@@ -90,15 +103,16 @@ class Run:
         self.processes = Processes(device)
         self.device = self.processes.device
         self.learners: dict[str, Learner] = {}
+        self._kept: dict[str, Kept] = {}
         self._fitted = False
         self._began, self._before = time.monotonic(), 0.0
         self._saved_at, self._saved_step = self._began, 0
         if self.processes.is_main:
             check_writable(self.dir)
             with ExitStack() as undo:
-                self._lock = undo.enter_context(_lock(self.dir))
+                self._lock = undo.enter_context(lock(self.dir))
                 if fresh:
-                    _clear(self.dir)
+                    clear(self.dir)
                 self._guard({"seed": seed, "world_size": self.processes.world_size, "config": config})
                 undo.pop_all()  # from here on the lock is held until the run is left
         self.processes.wait()
@@ -143,6 +157,16 @@ class Run:
         self.learners[learner.name] = learner
         return learner
 
+    def keep(self, name: str, thing: Kept) -> None:
+        """Saves the thing's state with those of the learners from now on, and loads it when the run goes on.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self._kept or name in self.learners:
+            raise ValueError(f"this run already keeps a state {name!r}: give the thing another name")
+        self._kept[name] = thing
+
     def fit(
         self,
         clips: Clips,
@@ -164,24 +188,62 @@ class Run:
             Stopped: SIGTERM, SIGINT or ``pause_at``; the state is saved.
             ValueError: the data ended too early, or the saved state is of other learners or settings.
         """
-        self._check_learners(learners, steps)
-        self._restore(learners)
+        self._check_learners(learners)
+        self._check_schedules(learners, steps)
+
+        def validated(step: int, metrics: dict[str, float]) -> None:
+            if held_out and (step % math.ceil(steps / 10) == 0 or step >= steps):
+                for learner in learners:
+                    metrics |= learner.validate(held_out)
+
+        def rounds(start: int) -> Iterator[Round]:
+            return ([(learner, batch) for learner in learners] for batch in self._batches(clips, start))
+
+        self._train(rounds, learners, steps, hooks, validated)
+
+    def loop(
+        self, rounds: Callable[[int], Iterable[Round]], *learners: Learner, steps: int, hooks: Iterable[Hook] = ()
+    ) -> None:
+        """Trains up to ``steps`` rounds in all, of whatever updates each asks for; resumes and stops as ``fit`` does.
+
+        Args:
+            rounds: a function of the step to start at. A state is saved between two rounds, so all that a round
+                changes must be in a learner, in what is kept, or follow from the step.
+            learners: all that the run has made; each has a schedule of its own length.
+            steps: of the whole stage.
+            hooks: as of ``fit``.
+
+        Raises:
+            Stopped: SIGTERM, SIGINT or ``pause_at``; the state is saved.
+            ValueError: the rounds ended too early, or the saved state is of other learners or settings.
+        """
+        self._check_learners(learners)
+        self._train(rounds, learners, steps, hooks)
+
+    def _train(
+        self,
+        rounds: Callable[[int], Iterable[Round]],
+        learners: tuple[Learner, ...],
+        steps: int,
+        hooks: Iterable[Hook],
+        before_log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    ) -> None:
+        parts: dict[str, Learner | Kept] = {learner.name: learner for learner in learners} | self._kept
+        self._restore(parts)
         if self.step >= steps:
             return
         hooks = tuple(hooks) if self.processes.is_main else ()
         with self._log(steps) as log, caught_signals() as caught:
-            for batch in self._batches(clips):
+            for updates in rounds(self.step):
                 metrics: dict[str, float] = {}
-                for learner in learners:
+                for learner, batch in updates:
                     metrics |= learner.update(batch)
                 self.step += 1
-                if held_out and (self.step % math.ceil(steps / 10) == 0 or self.step >= steps):
-                    for learner in learners:
-                        metrics |= learner.validate(held_out)
+                before_log(self.step, metrics)
                 log(self.step, metrics)
                 signum = self._signal(caught)
                 if self.step >= steps or signum or self.step == self.pause_at or self._due():
-                    self._save_state(learners)
+                    self._save_state(parts)
                 for hook in hooks:
                     hook(self.step, metrics)
                 if signum or self.step == self.pause_at:
@@ -217,7 +279,7 @@ class Run:
         """Returns a saved model on this run's device, in eval mode."""
         return load_model(Path(path), cls, config_cls, self.device)
 
-    def _check_learners(self, learners: tuple[Learner, ...], steps: int) -> None:
+    def _check_learners(self, learners: tuple[Learner, ...]) -> None:
         if self._fitted:
             raise ValueError(
                 "this run has already fitted: a stage is one fit, so give the next one a Run of its own folder"
@@ -228,15 +290,17 @@ class Run:
             raise ValueError(
                 f"fit was given {len(learners)} learners and would leave out {sorted(idle)}: give it all of this run"
             )
+        check_ownership(learners)
+
+    def _check_schedules(self, learners: tuple[Learner, ...], steps: int) -> None:
         for learner in learners:
             if learner.steps != steps:
                 raise ValueError(
                     f"learner {learner.name!r} has a schedule of {learner.steps} steps, and fit runs {steps}: "
                     "give both the same"
                 )
-        check_ownership(learners)
 
-    def _restore(self, learners: tuple[Learner, ...]) -> None:
+    def _restore(self, parts: Mapping[str, Learner | Kept]) -> None:
         saved = load_state(self.dir / "state")
         if saved is None:
             if self._was_finished:
@@ -247,17 +311,15 @@ class Run:
             return
         values, states = saved
         found = {name: _settings(state) for name, state in states.items()}
-        self._check_same(found, {learner.name: learner.identity() for learner in learners})
-        for learner in learners:
-            learner.load_state(states[learner.name])
+        self._check_same(found, {name: part.identity() for name, part in parts.items()})
+        for name, part in parts.items():
+            part.load_state(states[name])
         self.step = self._saved_step = int(values["step"])
         self._before = float(values["seconds"])
         self.processes.wait()  # rank 0 must not replace the files while others read them
 
-    def _batches(self, clips: Clips) -> Iterator[Clip]:
-        if callable(clips):
-            return iter(clips(self.step))
-        return islice(clips, self.step, None)
+    def _batches(self, clips: Clips, start: int) -> Iterator[Clip]:
+        return iter(clips(start)) if callable(clips) else islice(clips, start, None)
 
     def _log(self, steps: int) -> Log:
         return Log(
@@ -280,9 +342,9 @@ class Run:
         waited = time.monotonic() - self._saved_at >= self.save_seconds
         return waited or self.step - self._saved_step >= self.save_steps
 
-    def _save_state(self, learners: tuple[Learner, ...]) -> None:
+    def _save_state(self, parts: Mapping[str, Learner | Kept]) -> None:
         if self.processes.is_main:
-            states = {learner.name: learner.state() for learner in learners}
+            states = {name: part.state() for name, part in parts.items()}
             save_state(self.dir / "state", {"step": self.step, "seconds": self.seconds}, states)
         self._saved_at, self._saved_step = time.monotonic(), self.step
 
@@ -318,31 +380,3 @@ class Run:
 
 def _settings(state: LearnerState) -> dict[str, Any]:
     return {key: value for key, value in state.values.items() if key != "step"}
-
-
-def _lock(folder: Path) -> Any:
-    """Locks the folder for this process. The kernel gives the lock back however the process ends."""
-    file = (folder / "lock").open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise ValueError(
-            f"process {holder} trains in {folder}: wait for its end, stop it, or choose another --out"
-        ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def _clear(folder: Path) -> None:
-    """Removes what a run wrote, and nothing else."""
-    for name in ("run.json", "done.json", "metrics.jsonl", "data.json"):
-        (folder / name).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        is_model = (path / "config.json").is_file() and (path / "model.safetensors").is_file()
-        if path.name in ("state", "tensorboard") or is_model:
-            shutil.rmtree(path)
