@@ -44,10 +44,10 @@ class DotWorld(gym.Env):
 
 def config(**changes):
     network = ActorCriticConfig(stack=2, size=SIZE, actions=2, filters=8, features=16, hidden=64)
-    optim = replace(PUBLISHED, lr=1e-3)
-    agent = DrQv2Config(network=network, optim=optim, noise=((0, 1.0), (200, 0.2)), follow=0.1, shift=0)
-    settings = {"steps": 350, "random_steps": 100, "batch": 64, "evaluate_every": 350, "updates": 3}
-    replay = ReplayConfig(stack=2, discount=0.9)
+    optim = replace(PUBLISHED, lr=2e-3)
+    agent = DrQv2Config(network=network, optim=optim, noise=((0, 1.0), (200, 0.2)), follow=0.05, shift=0)
+    settings = {"steps": 400, "random_steps": 100, "batch": 32, "evaluate_every": 400, "updates": 2}
+    replay = ReplayConfig(stack=2, discount=0.8)
     return ModelFreeConfig(task="dot", agent=agent, replay=replay, **(settings | changes))
 
 
