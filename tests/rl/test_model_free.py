@@ -102,6 +102,17 @@ def test_rows_of_a_trial_that_a_kill_took_are_made_up_for(tmp_path):
     assert scores(tmp_path) == wanted
 
 
+def test_a_fresh_run_takes_nothing_from_the_old_one(tmp_path):
+    run(tmp_path, SHORT, TRIALS[:2])
+    wanted = saved(tmp_path)
+    run(tmp_path, replace(SHORT, steps=22, random_steps=20), TRIALS[:3], fresh=True)
+    again = scores(tmp_path)
+    assert [len(rows) for rows in again.values()] == [3, 3, 3] and "step-000000022.jsonl" in again
+    assert not np.array_equal(
+        saved(tmp_path)["critic.weights.encoder.convs.0.weight"], wanted["critic.weights.encoder.convs.0.weight"]
+    )
+
+
 def test_a_lost_episode_stops_a_resumed_run(tmp_path):
     with pytest.raises(Stopped):
         run(tmp_path, SHORT, pause_at=17)

@@ -91,8 +91,10 @@ def train(
     run.keep("collector", collector)
 
     def rounds(start: int) -> Iterator[Round]:
-        if start == 0:
+        if start == 0:  # what is there is of a run that was killed before its first state, or thrown away (fresh)
             collector.begin()
+            for file in (run.dir / "trials").glob("step-*.jsonl"):
+                file.unlink()
         trial(start, {})  # a kill may have come after the state was saved and before the trial's last row was
         return (_round(step, config, agent, collector) for step in range(start, config.steps))
 
