@@ -1,4 +1,4 @@
-"""Vectors to codes and back: a codebook learned by running averages, and a fixed grid of levels (FSQ)."""
+"""Vectors to codes and back: codebooks learned by gradient or by running averages, and a fixed grid of levels (FSQ)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class EMACodebook(nn.Module):
             flat = vectors.detach().reshape(-1, self.width)
             if self.training and not bool(self.initialised):
                 self._initialise(flat)
-            ids = self._nearest(flat)
+            ids = _nearest(flat, self.codes)
             quantized = self.codes[ids].view_as(vectors)
             loss = self.commitment * F.mse_loss(vectors, quantized)
             if self.training:
@@ -93,13 +93,6 @@ class EMACodebook(nn.Module):
     def lookup(self, ids: Int[Tensor, " ..."]) -> Float[Tensor, "... d"]:
         """Returns the codes with those ids."""
         return F.embedding(ids, self.codes)
-
-    @torch.no_grad()
-    def _nearest(self, flat: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
-        # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the first term does not matter for the choice.
-        offset, codes = -0.5 * self.codes.square().sum(1), self.codes.t()
-        rows = max(1, _SCORES_AT_ONCE // self.size)
-        return torch.cat([torch.addmm(offset, part, codes).argmax(1) for part in flat.split(rows)])
 
     @torch.no_grad()
     def _initialise(self, flat: Float[Tensor, "n d"]) -> None:
@@ -140,6 +133,45 @@ class EMACodebook(nn.Module):
             fresh = fresh.contiguous()
             dist.broadcast(fresh, src=0)
         return fresh
+
+
+class LearnedCodebook(nn.Module):
+    """Nearest code by Euclidean distance; codes are weights, drawn by gradient to the vectors that chose them.
+
+    They begin uniform in +-1/size. Unused codes stay where they are.
+
+    Args:
+        size: number of codes.
+        width: of a vector.
+        commitment: weight of the loss that draws the vectors to their codes; the one that draws the codes has weight 1.
+
+    Source: van den Oord et al. 2017 (arXiv 1711.00937), equation 3.
+    """
+
+    def __init__(self, size: int, width: int, *, commitment: float = 1.0) -> None:
+        super().__init__()
+        if size < 1 or width < 1:
+            raise ValueError(f"codebook of size {size}, width {width}; wanted at least 1 of each")
+        self.size, self.width, self.commitment = size, width, commitment
+        self.codes = nn.Embedding(size, width)
+        nn.init.uniform_(self.codes.weight, -1 / size, 1 / size)
+
+    def forward(
+        self, z: Float[Tensor, "... d"]
+    ) -> tuple[Float[Tensor, "... d"], Int[Tensor, " ..."], Float[Tensor, ""]]:
+        """Returns the codes nearest to ``z`` (gradients pass straight through), their ids, and both losses' sum."""
+        _check_width(z, self.width)
+        with torch.autocast(z.device.type, enabled=False):
+            vectors = z.float()
+            ids = _nearest(vectors.detach().reshape(-1, self.width), self.codes.weight.float())
+            quantized = self.codes(ids).float().view_as(vectors)
+            loss = F.mse_loss(quantized, vectors.detach())
+            loss = loss + self.commitment * F.mse_loss(vectors, quantized.detach())
+        return _straight_through(quantized, z), ids.view(z.shape[:-1]), loss
+
+    def lookup(self, ids: Int[Tensor, " ..."]) -> Float[Tensor, "... d"]:
+        """Returns the codes with those ids."""
+        return self.codes(ids)
 
 
 class FSQ(nn.Module):
@@ -191,6 +223,14 @@ def perplexity(ids: Int[Tensor, " ..."], size: int) -> Float[Tensor, ""]:
     """Returns the exponential of the entropy of code usage: 1 if one code is used, ``size`` if all are, equally."""
     share = torch.bincount(ids.flatten(), minlength=size).float() / max(ids.numel(), 1)
     return torch.special.entr(share).sum().exp()
+
+
+@torch.no_grad()
+def _nearest(flat: Float[Tensor, "n d"], codes: Float[Tensor, "size d"]) -> Int[Tensor, " n"]:
+    # |z - e|^2 = |z|^2 - 2 (z e - |e|^2 / 2): the first term does not matter for the choice.
+    offset = -0.5 * codes.square().sum(1)
+    rows = max(1, _SCORES_AT_ONCE // len(codes))
+    return torch.cat([torch.addmm(offset, part, codes.t()).argmax(1) for part in flat.split(rows)])
 
 
 def _straight_through(value: Float[Tensor, "... d"], source: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
