@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ideomotor.layers import quantize
-from ideomotor.layers.quantize import FSQ, EMACodebook, perplexity
+from ideomotor.layers.quantize import FSQ, EMACodebook, LearnedCodebook, perplexity
 
 QUANTIZERS = {"ema": lambda: EMACodebook(16, 4), "fsq": lambda: FSQ((8, 5, 5, 5)), "fsq even": lambda: FSQ((8, 8, 8))}
 
@@ -197,3 +197,19 @@ def test_two_processes_share_one_codebook(tmp_path):
     lone(batches(5)[4])
     assert bool(one["initialised"])
     assert one["counts"].sum() > 8.1  # both ranks' 20 vectors count: 8 -> 40 by a hundredth a step
+
+
+def test_a_learned_codebook_is_drawn_both_ways(generator):
+    book = LearnedCodebook(16, 4, commitment=0.5)
+    assert book.codes.weight.abs().max() <= 1 / 16
+    z = torch.randn(3, 5, 4, generator=generator).requires_grad_()
+    quantized, ids, loss = book(z)
+    assert ids.equal(torch.cdist(z, book.codes.weight).argmin(-1)) and quantized.equal(book.lookup(ids))
+    error = (z - quantized).detach()
+    assert loss.item() == pytest.approx(1.5 * error.square().mean().item(), rel=1e-6)
+    (loss + quantized.sum()).backward()
+    torch.testing.assert_close(z.grad, 1 + 0.5 * 2 * error / error.numel())  # straight through, and the commitment
+    wanted = torch.zeros(16, 4).index_add_(0, ids.flatten(), -2 * error.view(-1, 4) / error.numel())
+    torch.testing.assert_close(book.codes.weight.grad, wanted)
+    with pytest.raises(ValueError, match="at least 1"):
+        LearnedCodebook(0, 4)

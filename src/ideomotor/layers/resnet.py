@@ -9,7 +9,7 @@ Source: Esser et al. 2021 (VQGAN, arXiv 2012.09841); cross-attention: Wu et al. 
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn, zeros
+from torch import Tensor, cat, nn, stack, zeros
 
 from ideomotor.layers.attention import KeyValue
 
@@ -53,6 +53,39 @@ class Upsample(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c rows columns"]:
         """Returns the finer map."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class FoldedUpsample(nn.Module):
+    """An ``Upsample`` that is not trained any more, at half the cost: the fine map is never made.
+
+    A place of the fine map sees 2x2 different places of the coarse one through its 3x3 weights; which of them are
+    summed depends on the place's parity only, so four 2x2 convolutions give the four places of each coarse one.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, upsample: Upsample) -> None:
+        super().__init__()
+        folded = upsample.conv.weight.detach()
+        for axis in (2, 4):  # each turns (..., 3, ...) into (parity, ..., 2, ...)
+            first, second, third = folded.split(1, axis)
+            even, odd = cat([first, second + third], axis), cat([first + second, third], axis)
+            folded = stack([even, odd])
+        assert upsample.conv.bias is not None
+        self.register_buffer("weight", rearrange(folded, "column row d c y x -> (row column d) c y x"))
+        self.register_buffer("bias", upsample.conv.bias.detach().repeat(4))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c rows columns"]:
+        """Returns the finer map, channels last in memory."""
+        coarse = F.conv2d(x, self.weight, self.bias, padding=1)  # one place more than the map on each axis
+        parts = rearrange(coarse, "b (row column d) h w -> b h w row column d", row=2, column=2)
+        rows, columns = x.shape[2:]
+        fine = x.new_empty(len(x), rows, 2, columns, 2, parts.shape[-1])
+        for row in (0, 1):
+            for column in (0, 1):
+                fine[:, :, row, :, column] = parts[:, row : row + rows, column : column + columns, row, column]
+        return rearrange(fine, "b h row w column d -> b d (h row) (w column)")
 
 
 class MapAttention(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ideomotor.layers.attention import KeyValue
 from ideomotor.layers.quantize import FSQ, EMACodebook, LearnedCodebook
+from ideomotor.layers.resnet import FoldedUpsample, Upsample
 from ideomotor.tokenizers.context_branches import Decoder, Encoder
 from ideomotor.tokenizers.context_config import ContextVQGANConfig
 from ideomotor.tokenizers.losses import Painted, Reconstruction, ReconstructionConfig, price
@@ -238,7 +239,14 @@ def in_bf16(tokenizer: ContextVQGAN) -> ContextVQGAN:
 
     A few tokens differ from float32's, where two codes are nearly as close.
     """
-    fast = copy.deepcopy(tokenizer).to(torch.bfloat16).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    fast = copy.deepcopy(tokenizer)
+    for decoder in (fast.context_decoder, fast.future_decoder):
+        for i, part in enumerate(decoder.upsamples):
+            if isinstance(part, Upsample):
+                decoder.upsamples[i] = FoldedUpsample(part)
+    # Channels last, which bf16 convolutions want on a CPU. Not for float32: torch's group norm sums squares in one pass
+    # there, and loses three digits on 256 x 256 maps, which changes tokens.
+    fast = fast.to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fast.context_codebook = copy.deepcopy(tokenizer.context_codebook)
     fast.dynamics_codebook = copy.deepcopy(tokenizer.dynamics_codebook)
     return fast.eval()

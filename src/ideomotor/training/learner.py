@@ -36,6 +36,8 @@ class Learner:
 
     The objective is an ``nn.Module`` whose ``forward(batch)`` returns ``Losses``. It is in train mode in an update and
     in eval mode outside of it; what it holds as ``Borrowed`` is in eval mode throughout. Made by ``Run.learner``.
+
+    ``step`` counts its updates, of which ``steps`` are planned; the run's step ``start`` is the first that has one.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Learner:
         name: str | None = None,
         seed: int = 0,
         processes: Processes | None = None,
+        start: int = 0,
     ) -> None:
-        if steps < 1:
-            raise ValueError(f"steps is {steps}; a learner needs at least 1 for its schedule")
+        if steps < 1 or start < 0:
+            raise ValueError(f"steps is {steps}, start {start}; a learner needs at least 1 for its schedule, from 0 on")
         self.name = name or type(objective).__name__
         self.objective, self.config, self.steps, self.seed, self.step = objective, config, steps, seed, 0
+        self.start = start
         self.processes = processes or Processes(device="cpu")
         self.device = self.processes.device
         objective.to(self.device)
@@ -124,7 +128,8 @@ class Learner:
 
     def identity(self) -> dict[str, Any]:
         """Returns what a resumed run must have the same: the objective's class, the config, the schedule's steps."""
-        return {"objective": type(self.objective).__name__, "steps": self.steps, "optim": config_to_json(self.config)}
+        same = {"objective": type(self.objective).__name__, "steps": self.steps, "optim": config_to_json(self.config)}
+        return same | ({"start": self.start} if self.start else {})  # states of before there was a start have none
 
     def load_state(self, state: LearnerState) -> None:
         """Goes on from ``state``.

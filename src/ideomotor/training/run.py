@@ -144,13 +144,21 @@ class Run:
         """Time spent in this stage so far, over all its resumes (what a kill threw away is not counted)."""
         return self._before + time.monotonic() - self._began
 
-    def learner(self, objective: nn.Module, config: OptimConfig, steps: int, name: str | None = None) -> Learner:
-        """Returns a learner of this run. ``steps`` is the length of its schedule, and of the ``fit`` it is for.
+    def learner(
+        self, objective: nn.Module, config: OptimConfig, steps: int, name: str | None = None, *, start: int = 0
+    ) -> Learner:
+        """Returns a learner of this run, for a ``fit`` of ``steps`` steps.
+
+        It is left out of the steps before ``start`` (a critic that waits for pictures worth judging); its schedule is
+        spread over the others.
 
         Raises:
-            ValueError: the name (by default that of the objective's class) is taken, or a weight has another owner.
+            ValueError: the name (by default that of the objective's class) is taken, a weight has another owner, or no
+                step is left after ``start``.
         """
-        learner = Learner(objective, config, steps, name=name, seed=self.seed, processes=self.processes)
+        learner = Learner(
+            objective, config, steps - start, name=name, seed=self.seed, processes=self.processes, start=start
+        )
         if learner.name in self.learners:
             raise ValueError(f"this run already has a learner {learner.name!r}: give one of them another name=")
         check_ownership([*self.learners.values(), learner])
@@ -194,10 +202,12 @@ class Run:
         def validated(step: int, metrics: dict[str, float]) -> None:
             if held_out and (step % math.ceil(steps / 10) == 0 or step >= steps):
                 for learner in learners:
-                    metrics |= learner.validate(held_out)
+                    if step > learner.start:
+                        metrics |= learner.validate(held_out)
 
         def rounds(start: int) -> Iterator[Round]:
-            return ([(learner, batch) for learner in learners] for batch in self._batches(clips, start))
+            for step, batch in enumerate(self._batches(clips, start), start):
+                yield [(learner, batch) for learner in learners if step >= learner.start]
 
         self._train(rounds, learners, steps, hooks, validated)
 
@@ -294,10 +304,10 @@ class Run:
 
     def _check_schedules(self, learners: tuple[Learner, ...], steps: int) -> None:
         for learner in learners:
-            if learner.steps != steps:
+            if learner.start + learner.steps != steps:
                 raise ValueError(
-                    f"learner {learner.name!r} has a schedule of {learner.steps} steps, and fit runs {steps}: "
-                    "give both the same"
+                    f"learner {learner.name!r} has a schedule of {learner.start + learner.steps} steps, and fit runs "
+                    f"{steps}: give both the same"
                 )
 
     def _restore(self, parts: Mapping[str, Learner | Kept]) -> None:
