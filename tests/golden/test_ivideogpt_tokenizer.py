@@ -238,6 +238,21 @@ def test_adaptive_weight(folder):
     close(terms["adaptive_weight"], data["out.grad_norm_perceptual"] / data["out.grad_norm_generator"], 0, 1e-3)
 
 
+def test_perceptual_metric(folder):
+    """The recorded metric on a narrow random network, by frame, and of the best candidate."""
+    data, perceptual = load_file(folder / "fixtures" / "metrics.safetensors"), perceptual_of(folder)
+    truth, futures = data["in.truth_u8"], data["in.candidates_u8"].unflatten(0, (-1, len(data["in.truth_u8"])))
+    with torch.no_grad():
+        scores = torch.stack(
+            [
+                perceptual(truth.flatten(0, 1).float() / 255, future.flatten(0, 1).float() / 255).view(truth.shape[:2])
+                for future in futures
+            ]
+        )
+    close(scores, data["out.frame_lpips"], 0, 1e-4)
+    close(scores.mean(2).amin(0).mean(), data["out.best_of_n"][3], 0, 1e-4)
+
+
 def update(objective, optimizer, frames, lr):
     """One published update: everything in train mode (a published critic iterates in the painter's step too)."""
     for module in (objective, *(b.module for b in vars(objective).values() if hasattr(b, "module"))):

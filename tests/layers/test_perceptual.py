@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ideomotor.layers.perceptual import PerceptualDistance, load_perceptual, perceptual_from_state
+from ideomotor.layers.mobilenet import MobileNetTrunk
+from ideomotor.layers.perceptual import MobileNetDistance, PerceptualDistance, load_perceptual, perceptual_from_state
 
 WIDTHS = (2, 3, 4, 5, 6)
 PLACES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
@@ -61,3 +62,14 @@ def test_what_is_missing_is_named(files, tmp_path):
         load_perceptual(files[1])
     with pytest.raises(FileNotFoundError, match="is not a file"):
         load_perceptual(tmp_path / "nothing.pth")
+
+
+def test_mobilenet_in_place_of_lpips():
+    torch.manual_seed(0)
+    distance = MobileNetDistance(MobileNetTrunk()).train()
+    assert not any(part.training for part in distance.trunk.modules())
+    x, y = torch.rand(2, 2, 3, 64, 64)
+    y.requires_grad_()
+    assert distance(x, x).abs().max() == 0 and (distance(x, y) > 0).all() and (distance(x, y) <= 4).all()
+    distance(x, y).sum().backward()
+    assert y.grad.isfinite().all() and y.grad.abs().max() > 0

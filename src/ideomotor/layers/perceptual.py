@@ -1,6 +1,7 @@
-"""Perceptual distance between images: weighted differences of normalized VGG16 features (LPIPS).
+"""Perceptual distance between images: differences of normalized features, of VGG16 (LPIPS) or of MobileNetV2.
 
-No package at hand ships the weights: they are the user's files. Without them losses go on without this term.
+No package at hand ships the weights of LPIPS: they are the user's files. Those of MobileNetV2 are in a package. With
+neither, losses go on without this term.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ideomotor.layers.mobilenet import MobileNetTrunk
 
 _CONVOLUTIONS = (2, 2, 3, 3, 3)  # of VGG16, between poolings; features are taken at the end of each group
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation, for [-1, 1]
@@ -49,6 +52,35 @@ class PerceptualDistance(nn.Module):
             one, other = _unit(x.float()).chunk(2)
             total = total + torch.einsum("n c h w, c -> n h w", (one - other).square(), head.float()).mean((1, 2))
         return total
+
+
+class MobileNetDistance(nn.Module):
+    """The same on the stages of a trained MobileNetV2, all channels alike: for training, where LPIPS is not at hand.
+
+    Its figures are not LPIPS and compare with nothing but themselves. The weights want no gradient.
+    """
+
+    taps = (1, 3, 6, 13, 17)
+    """Layers of the trunk after which the resolution changes, and the last."""
+
+    def __init__(self, trunk: MobileNetTrunk) -> None:
+        super().__init__()
+        self.trunk = trunk.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> MobileNetDistance:
+        """Changes nothing: its norms stay as they were trained."""
+        return self
+
+    def forward(self, first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+        """Returns the distance of each pair, in 0..4; pixels in [0, 1], which may be left."""
+        x = (torch.cat([first, second]) - self.trunk.mean) / self.trunk.deviation
+        total = x.new_zeros(len(first))
+        for i, layer in enumerate(self.trunk.features):
+            x = layer(x)
+            if i in self.taps:
+                one, other = _unit(x.float()).chunk(2)
+                total = total + (one - other).square().sum(1).mean((1, 2))
+        return total / len(self.taps)
 
 
 def perceptual_from_state(state: Mapping[str, Tensor]) -> PerceptualDistance:
@@ -101,7 +133,7 @@ def load_perceptual(*files: Path) -> tuple[PerceptualDistance | None, str]:
     if not files:
         return None, (
             "no perceptual loss: it needs the weights of LPIPS (VGG16 and its linear heads), which no package ships. "
-            "Give your files, or go on with pixel losses: pictures will be softer"
+            "Give your files, or a MobileNetDistance; with pixel losses alone pictures are softer"
         )
     state: dict[str, Tensor] = {}
     for file in files:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ideomotor.layers.perceptual import PerceptualDistance
+from ideomotor.layers.perceptual import MobileNetDistance, PerceptualDistance
 from ideomotor.layers.quantize import EMACodebook
 from ideomotor.tokenizers.context_vqgan import ContextVQGAN
 from ideomotor.tokenizers.losses import ReconstructionConfig, adaptive_weight, hinge, price
@@ -96,7 +96,7 @@ class Painting(nn.Module):
         self,
         tokenizer: ContextVQGAN,
         config: ReconstructionConfig,
-        perceptual: PerceptualDistance | None = None,
+        perceptual: PerceptualDistance | MobileNetDistance | None = None,
         critic: PatchCritic | None = None,
     ) -> None:
         super().__init__()
