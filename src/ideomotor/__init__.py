@@ -12,15 +12,48 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from ideomotor.types import Agent, Borrowed, Clip, Dataset, Episode, Frames, Losses, Quarantined, Tokenizer
+    from ideomotor.systems.world import World
+    from ideomotor.types import (
+        Agent,
+        Borrowed,
+        Clip,
+        Dataset,
+        Episode,
+        Frames,
+        Losses,
+        Quarantined,
+        Tokenizer,
+        WorldModel,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = ["Agent", "Borrowed", "Clip", "Dataset", "Episode", "Frames", "Losses", "Quarantined", "Tokenizer"]
+_FROM = {
+    **dict.fromkeys(
+        (
+            "Agent",
+            "Borrowed",
+            "Clip",
+            "Dataset",
+            "Episode",
+            "Frames",
+            "Losses",
+            "Quarantined",
+            "Tokenizer",
+            "WorldModel",
+        ),
+        "ideomotor.types",
+    ),
+    "World": "ideomotor.systems.world",
+}
+__all__ = [
+    "Agent", "Borrowed", "Clip", "Dataset", "Episode", "Frames", "Losses", "Quarantined", "Tokenizer", "World",
+    "WorldModel",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Brings the public names when they are first asked for: simulator processes need none, and so no torch."""
-    if name not in __all__:
+    if name not in _FROM:
         raise AttributeError(f"module 'ideomotor' has no attribute {name!r}")
-    return getattr(importlib.import_module("ideomotor.types"), name)
+    return getattr(importlib.import_module(_FROM[name]), name)

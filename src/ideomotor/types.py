@@ -41,6 +41,7 @@ class Clip:
         actions: the chunk that follows the last context frame, in the units of the data; None for actionless video.
             Of a segment (``data.segments``) instead the action at each of its frames.
         action_mask: True where an action was really recorded, False where the chunk runs past the episode's end.
+        rewards: what each action brought, where that is known.
         proprio: the robot's own state at the last context frame.
         tokens: the tokenizer's latent frames of this window, by camera, where a cache holds them.
         domain: one id a sample, see ``DOMAINS``; None where all are unknown.
@@ -50,6 +51,7 @@ class Clip:
     text: tuple[str, ...]
     actions: Float[Tensor, "b chunk action"] | None = None
     action_mask: Bool[Tensor, "b chunk"] | None = None
+    rewards: Float[Tensor, "b chunk"] | None = None
     proprio: Float[Tensor, "b state"] | None = None
     tokens: Mapping[str, Int[Tensor, "b latent n"]] | None = None
     domain: Int[Tensor, " b"] | None = None

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal, Protocol
 import tyro
 from rich.console import Console
 
+from ideomotor.cli import ivideogpt, vpdd
 from ideomotor.cli.data import DataVerbs
-from ideomotor.cli.presets import ALL_PRESETS, named_preset, preset
-from ideomotor.cli.vpdd import stages
+from ideomotor.cli.imagine import Imagine
+from ideomotor.cli.presets import preset, system_configs
+from ideomotor.systems.ivideogpt import IVideoGPT
 from ideomotor.systems.vpdd import PRESETS, VPDD
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
 
@@ -159,69 +161,6 @@ class Import:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Imagine:
-    """Writes a video from a clip and a sentence: the context, then truth | imagined futures | the first one's error."""
-
-    model: tyro.conf.Positional[Path]
-    """OUT of a VPDD pre-training (or fine-tuning) stage."""
-    input: Path
-    """A video file, or a data set (then --episode picks one)."""
-    out: Path = Path("imagined.mp4")
-    """Video file to write (mp4, webm or gif)."""
-    text: str | None = None
-    """What should happen; by default the clip's own caption."""
-    domain: str | None = None
-    """What the clip is of: human, robot, simulated or unknown; by default as the data that the model learned from."""
-    episode: str | None = None
-    """Episode id in a data set; by default the first that the model's stage held out, else the first."""
-    start: int | None = None
-    """Last context frame; by default a third into the clip."""
-    stride: int | None = None
-    """Frames of the file between the frames of a window; by default as in training."""
-    rounds: int = 1
-    """How many horizons are chained."""
-    samples: int = 1
-    """Imagined futures, drawn side by side; more than one draws them at temperature 1."""
-    guidance: float = 1.0
-    """How far the sentence pushes: 0 ignores it, 1 is as learned, 2 to 4 push harder (twice the cost)."""
-    steps: int | None = None
-    """Denoising passes a round; by default as in the model's settings."""
-    temperature: float | None = None
-    """Of the draws; 0 takes the likeliest tokens. By default 0 for one future, 1 for several."""
-    order: Literal["confidence", "halton", "random"] = "confidence"
-    """Which tokens are set first: the surest, those far from one another, or any."""
-    film: Path | None = None
-    """Also write the denoising film to this file: every pass, with grey blocks for tokens not known yet."""
-    seed: int = 0
-    """Seed of the draws."""
-
-    def run(self) -> None:
-        """Does it."""
-        from ideomotor.systems.imagination import imagine_file
-
-        summary = imagine_file(
-            self.model,
-            self.input,
-            self.out,
-            text=self.text,
-            domain=self.domain,
-            episode=self.episode,
-            start=self.start,
-            stride=self.stride,
-            rounds=self.rounds,
-            samples=self.samples,
-            steps=self.steps,
-            temperature=self.temperature,
-            order=self.order,
-            guidance=self.guidance,
-            seed=self.seed,
-            film=self.film,
-        )
-        for line in summary:
-            console.print(line, markup=False, highlight=False)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """Writes the page of a quickstart run anew from what the run holds so far, finished or not."""
 
@@ -240,11 +179,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
-    presets = ALL_PRESETS if "vpdd" in arguments[:1] else PRESETS
     try:
-        command = tyro.cli(
-            _commands(preset(named_preset(arguments), presets)), args=arguments, prog="ideomotor", description=ABOUT
-        )
+        command = tyro.cli(_commands(*system_configs(arguments)), args=arguments, prog="ideomotor", description=ABOUT)
         getattr(command, "command", command).run()
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError, RuntimeError) as error:
         if debug:
@@ -266,15 +202,16 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(130) from error
 
 
-def _commands(config: VPDD | PublishedVPDD) -> Any:
-    """The tree of verbs; the stages of VPDD start from the preset's config."""
-    group = stages(config)
+def _commands(vpdd_config: VPDD | PublishedVPDD, world_config: IVideoGPT) -> Any:
+    """The tree of verbs; the stages of a system start from its preset's config."""
+    group, worlds = vpdd.stages(vpdd_config), ivideogpt.stages(world_config)
     return (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | Annotated[Collect, tyro.conf.subcommand("collect")]
         | Annotated[DataVerbs, tyro.conf.subcommand("data")]
         | Annotated[Import, tyro.conf.subcommand("import")]
         | Annotated[group, tyro.conf.subcommand("vpdd")]
+        | Annotated[worlds, tyro.conf.subcommand("ivideogpt")]
         | Annotated[Imagine, tyro.conf.subcommand("imagine")]
         | Annotated[Report, tyro.conf.subcommand("report")]
     )

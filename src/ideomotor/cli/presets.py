@@ -6,11 +6,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from ideomotor.systems.ivideogpt import PRESETS as WORLD_PRESETS
+from ideomotor.systems.ivideogpt import IVideoGPT
 from ideomotor.systems.vpdd import PRESETS, VPDD
 from ideomotor.systems.vpdd_published_config import PRESETS as PUBLISHED_PRESETS
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
 
-Preset = TypeVar("Preset", VPDD, VPDD | PublishedVPDD)
+Preset = TypeVar("Preset", VPDD, VPDD | PublishedVPDD, IVideoGPT)
 ALL_PRESETS: dict[str, Callable[[], VPDD | PublishedVPDD]] = {**PRESETS, **PUBLISHED_PRESETS}
 
 
@@ -27,11 +29,19 @@ def preset(name: str, presets: Mapping[str, Callable[[], Preset]]) -> Preset:
     return presets[name]()
 
 
-def named_preset(arguments: list[str]) -> str:
+def system_configs(arguments: list[str]) -> tuple[VPDD | PublishedVPDD, IVideoGPT]:
+    """Returns the configs that the stages of each system start from: the preset named, where the verb is theirs."""
+    if arguments[:1] == ["ivideogpt"]:
+        return PRESETS["fast"](), preset(named_preset(arguments, "cpu"), WORLD_PRESETS)
+    known = ALL_PRESETS if arguments[:1] == ["vpdd"] else PRESETS
+    return preset(named_preset(arguments, "fast"), known), WORLD_PRESETS["cpu"]()
+
+
+def named_preset(arguments: list[str], default: str) -> str:
     """The preset decides the defaults of every other option, so it is read first."""
     for place, word in enumerate(arguments):
         if word == "--preset" and place + 1 < len(arguments):
             return arguments[place + 1]
         if word.startswith("--preset="):
             return word.partition("=")[2]
-    return "fast"
+    return default

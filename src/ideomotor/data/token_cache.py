@@ -72,11 +72,13 @@ class TokenCache:
         size: tuple[int, int] | None = None,
         batch_size: int = 32,
         progress: Progress | None = None,
+        whole: bool = False,
     ) -> TokenCache:
         """Returns the tokens of every window of ``index``, encoding what is not on disk yet.
 
         Context and horizon are encoded by two calls and joined, so that no token of the context has seen the future,
-        as none can when a policy acts. A build that was killed goes on after the last batch that reached the disk.
+        as none can when a policy acts; ``whole`` is for tokenizers that see to that themselves. A build that was killed
+        goes on after the last batch that reached the disk.
 
         Args:
             index: best of a dataset from ``cached``: each frame is read once for every window it is in.
@@ -88,6 +90,7 @@ class TokenCache:
             size: height and width, for a dataset that is not cached at the right size.
             batch_size: windows a call.
             progress: called with windows done and to be done.
+            whole: a window is encoded by one call, for a tokenizer whose future tokens are conditioned on the context.
 
         Raises:
             OSError: the disk has no room; what was encoded so far is kept for the next try.
@@ -102,16 +105,23 @@ class TokenCache:
         if not final.exists():
             with locked(final):
                 if not final.exists():
-                    filler = _Filler(index, encode, vocab, camera, size)
+                    filler = _Filler(index, encode, vocab, camera, size, whole)
                     filler.fill(Draft(final), batch_size, {"windows": windows, "tokenizer": tokenizer}, progress)
         return cls(final)
 
 
 class _Filler:
     def __init__(
-        self, index: WindowIndex, encode: Encode, vocab: int, camera: str, size: tuple[int, int] | None
+        self,
+        index: WindowIndex,
+        encode: Encode,
+        vocab: int,
+        camera: str,
+        size: tuple[int, int] | None,
+        whole: bool,
     ) -> None:
         self.index, self.encode, self.vocab, self.camera, self.size = index, encode, vocab, camera, size
+        self.whole = whole
         self.dtype = np.dtype(np.int16 if vocab <= 1 << 15 else np.int32)
 
     def fill(self, draft: Draft, batch_size: int, names: dict[str, Any], progress: Progress | None) -> None:
@@ -143,7 +153,8 @@ class _Filler:
     def _encoded(self, windows: range) -> tuple[Int[np.ndarray, "b latent n"], int]:
         frames = self.index.read(windows, self.camera, self.size)
         context = self.index.config.context
-        parts = [frames[:, :context], frames[:, context:]] if self.index.config.horizon else [frames]
+        apart = self.index.config.horizon and not self.whole
+        parts = [frames[:, :context], frames[:, context:]] if apart else [frames]
         tokens = [self._checked(self.encode(part), part) for part in parts]
         return torch.cat(tokens, dim=1).numpy().astype(self.dtype), tokens[0].shape[1]
 

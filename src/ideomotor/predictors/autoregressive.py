@@ -276,6 +276,10 @@ class AutoregressivePredictor(nn.Module):
         index = torch.tensor(list(rows), dtype=torch.long, device=state.cache.key.device)
         return State(state.cache.select(index), state.length)
 
+    def full(self, state: State) -> bool:
+        """Says whether no further frame fits behind the state."""
+        return state.length + self.config.dynamics_tokens + 1 > state.cache.capacity
+
     def generate(
         self,
         context: Int[Tensor, "b c n"],
@@ -310,7 +314,7 @@ class AutoregressivePredictor(nn.Module):
                 f"this state ends at position {state.length} and was stepped on to {cache.filled}: fork it before the "
                 "first step, to go on from it again"
             )
-        if state.length + every > cache.capacity:
+        if self.full(state):
             raise ValueError(
                 f"the state is full: {(cache.capacity - self.config.prompt) // every} frames were foretold. Observe "
                 f"with a longer horizon (at most {self.config.longest}), or observe the newest frames as a new context"

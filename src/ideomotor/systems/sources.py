@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ideomotor.data.formats import open_dataset
 from ideomotor.data.loader import ClipLoader
 from ideomotor.data.mixture import Source
 from ideomotor.data.signals import all_actions, all_proprio
-from ideomotor.data.token_cache import TokenCache
+from ideomotor.data.token_cache import Encode, TokenCache
 from ideomotor.data.windows import Window, WindowIndex, split
 from ideomotor.systems.demonstrations import learnable
 from ideomotor.systems.progress import bar
@@ -69,6 +69,22 @@ class DataOptions:
             domain_id(domain)  # refuses an unknown name
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation is {self.validation}; wanted a share of the episodes in [0, 1)")
+
+
+class Looks(Protocol):
+    """A system's config, as far as data are concerned: what it looks at."""
+
+    @property
+    def size(self) -> int:
+        """Height and width of a frame."""
+
+    @property
+    def views(self) -> int:
+        """Cameras."""
+
+    @property
+    def window(self) -> Window:
+        """Which frames and actions make a sample."""
 
 
 class Sources(NamedTuple):
@@ -152,7 +168,7 @@ class TrainingClips(NamedTuple):
 
 def open_sources(
     options: DataOptions,
-    config: VPDD | PublishedVPDD,
+    config: Looks,
     stage: Stage,
     actions: bool = False,
     *,
@@ -256,34 +272,51 @@ def tokenized(
     actions: bool = False,
     validation: Sequence[Source] = (),
 ) -> TrainingClips:
-    """Returns the sources with the tokens of all windows to learn from; what is not cached yet is encoded (a bar).
-
-    It is encoded where the tokenizer lies: move it to the run's device first.
-    """
+    """Returns the sources with the tokens of all windows to learn from; see ``token_caches``."""
     tokenizer.eval()
     bf16 = config.tokenizer_stage.optim.bf16
     device = next(tokenizer.parameters()).device
+    name = fingerprint(tokenizer, tokenizer.config)
+    caches = token_caches(sources, tokenizer.encode, root, name, tokenizer.vocab, device, bf16)
+    return TrainingClips(sources, validation, caches, with_frames, actions)
 
-    def encode(frames: UInt8[Tensor, "b t c h w"]) -> Int[Tensor, "b latent n"]:
+
+def token_caches(
+    sources: list[Source],
+    encode: Encode,
+    root: Path,
+    name: str,
+    vocab: int,
+    device: torch.device,
+    bf16: bool,
+    whole: bool = False,
+) -> list[TokenCache]:
+    """Returns the tokens of all windows of the sources; what is not cached yet is encoded (a bar).
+
+    It is encoded on ``device``, where the tokenizer must lie; ``whole`` as in ``TokenCache.build``.
+    """
+
+    def encoded(frames: UInt8[Tensor, "b t c h w"]) -> Int[Tensor, "b latent n"]:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return tokenizer.encode(frames.to(device))
+            return encode(frames.to(device))
 
     caches = []
-    for source, camera in [(each, name) for each in sources for name in each.camera_names().values()]:
+    for source, camera in [(each, camera) for each in sources for camera in each.camera_names().values()]:
         with bar(f"encode {source.dataset.name} {camera}") as progress:
             caches.append(
                 TokenCache.build(
                     WindowIndex(source.dataset, source.window),
                     root,
-                    encode,
-                    tokenizer=fingerprint(tokenizer, tokenizer.config) + "-bf16" * bf16,
-                    vocab=tokenizer.vocab,
+                    encoded,
+                    tokenizer=name + "-bf16" * bf16,
+                    vocab=vocab,
                     camera=camera,
                     batch_size=64 if device.type == "cpu" else 512,
                     progress=progress,
+                    whole=whole,
                 )
             )
-    return TrainingClips(sources, validation, caches, with_frames, actions)
+    return caches
 
 
 def recorded_actions(sources: Sequence[Source]) -> Float[Tensor, "n action"]:

@@ -1,4 +1,4 @@
-"""What the stages of both forms of VPDD share: the run and its settings, a look at the data, the encoder, the fit.
+"""What the stages of all systems share: the run and its settings, a look at the data, the encoder, the fit.
 
 A stage's folder says by its config file which form it is of.
 """
@@ -14,6 +14,7 @@ from torch import nn
 
 from ideomotor.data.formats import open_dataset
 from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
+from ideomotor.systems.ivideogpt import IVideoGPT
 from ideomotor.systems.sources import DataOptions, TrainingClips, read_facts
 from ideomotor.systems.trials import View
 from ideomotor.systems.vpdd import VPDD, Stage, view_names
@@ -22,15 +23,17 @@ from ideomotor.training.checkpoint import read_json, read_model_info, write_json
 from ideomotor.training.config import config_from_json, config_to_json
 from ideomotor.training.run import Run
 
-Config = TypeVar("Config", VPDD, PublishedVPDD)
-FAST_FILE, PUBLISHED_FILE = "vpdd.json", "vpdd_published.json"
+System = VPDD | PublishedVPDD | IVideoGPT
+Config = TypeVar("Config", VPDD, PublishedVPDD, IVideoGPT)
+FAST_FILE, PUBLISHED_FILE, WORLD_FILE = "vpdd.json", "vpdd_published.json", "ivideogpt.json"
+CONFIG_FILES: dict[type, str] = {VPDD: FAST_FILE, PublishedVPDD: PUBLISHED_FILE, IVideoGPT: WORLD_FILE}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
     """All that decides what a stage leaves; a resumed run must have the same."""
 
-    model: VPDD | PublishedVPDD
+    model: System
     data: DataOptions | None = None
     trained_on: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of the data sets, by path, and of the models of earlier stages."""
@@ -38,7 +41,7 @@ class StageSettings:
 
 def open_run(
     out: Path,
-    config: VPDD | PublishedVPDD,
+    config: System,
     seed: int,
     fresh: bool = False,
     data: DataOptions | None = None,
@@ -51,9 +54,10 @@ def open_run(
     settings = StageSettings(model=config, data=data, trained_on=trained_on or {})
     run = Run(out, seed=seed, config=settings, fresh=fresh, save_steps=config.save_every)
     if run.processes.is_main:
-        ours, other = (FAST_FILE, PUBLISHED_FILE) if isinstance(config, VPDD) else (PUBLISHED_FILE, FAST_FILE)
+        ours = CONFIG_FILES[type(config)]
         write_json(out / ours, config_to_json(config))
-        (out / other).unlink(missing_ok=True)  # of a run that --fresh threw away
+        for other in set(CONFIG_FILES.values()) - {ours}:
+            (out / other).unlink(missing_ok=True)  # of a run that --fresh threw away
     return run
 
 

@@ -1,5 +1,6 @@
 """Settings of the compressive tokenizer: the two published sizes, and one for a CPU."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +68,12 @@ class ContextVQGANConfig:
     def side(self) -> int:
         """Rows (and columns) of the latent grid."""
         return self.size // 2 ** (len(self.widths) - 1)
+
+    @property
+    def num_codes(self) -> tuple[int, int]:
+        """Codes of context frames and of future frames."""
+        fsq = math.prod(self.levels)
+        return (fsq, fsq) if self.codebook == "fsq" else (self.context_codes, self.dynamics_codes)
 
     @property
     def code_width(self) -> int:

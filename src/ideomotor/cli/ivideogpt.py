@@ -1,0 +1,142 @@
+"""The stages of iVideoGPT as commands: tokenizer, world, finetune, evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from ideomotor.systems.ivideogpt import PRESETS, IVideoGPT
+from ideomotor.systems.sources import DataOptions
+
+console = Console(soft_wrap=True)
+DEFAULT = "cpu"
+Config = Annotated[IVideoGPT, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """Options that every stage has."""
+
+    out: Path
+    """Folder of this stage's run: model, state, logs. The same command goes on where it stopped."""
+    seed: int = 0
+    """Seed of order, noise and initial weights."""
+    fresh: bool = False
+    """Throw away what OUT holds and begin anew."""
+    preset: str = DEFAULT
+    """Model preset: cpu (minutes on two cores), published-64 or published-256, or tiny to try the plumbing. Every field
+    below can be changed, e.g. --world.trunk.layers 6."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldTokenizer(StageOptions, DataOptions):
+    """Stage 1: learns to turn context frames into many tokens, and the frames after them into few. Needs no actions."""
+
+    config: Config = field(default_factory=PRESETS[DEFAULT])
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.ivideogpt_stages import run_tokenizer
+
+        run_tokenizer(self, self.config, self.out, self.seed, self.fresh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModel(StageOptions, DataOptions):
+    """Stage 2: learns to foretell the next frame's tokens, given what is done (or without, --world.action-width 0)."""
+
+    tokenizer_from: Path
+    """OUT of the tokenizer stage."""
+    config: Config = field(default_factory=PRESETS[DEFAULT])
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.ivideogpt_stages import run_world
+
+        run_world(self, self.config, self.tokenizer_from, None, 0, self.out, self.seed, self.fresh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldFinetune(StageOptions, DataOptions):
+    """Stage 3: goes on from an earlier world on data of your own, with actions where they are recorded."""
+
+    world_from: Path
+    """OUT of the world stage, or of `ideomotor import ivideogpt`. Its tokenizer is used too."""
+    tokenizer_from: Path | None = None
+    """OUT of another tokenizer stage, one that was trained further from the same weights; by default WORLD_FROM."""
+    lora: int = 0
+    """Rank of what is trained beside the transformer's maps, merged into them at the end; 0 trains the maps."""
+    config: Config = field(default_factory=PRESETS[DEFAULT])
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.ivideogpt_stages import run_world
+
+        tokenizer = self.tokenizer_from or self.world_from
+        run_world(self, self.config, tokenizer, self.world_from, self.lora, self.out, self.seed, self.fresh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldEvaluate:
+    """Scores a world on held-out clips: each step beside repeating the last frame, and whether actions are heard."""
+
+    world: tyro.conf.Positional[Path]
+    """OUT of the world (or finetune) stage."""
+    data: tuple[Path, ...] = ()
+    """Data sets to score on; by default the episodes that the stage held out."""
+    against: Path | None = None
+    """OUT of another world, e.g. one without actions, scored on the same clips."""
+    clips: int = 64
+    """Clips at most, spread evenly."""
+    samples: int = 1
+    """Futures of each clip; more than one are drawn, and the best of them is told too."""
+    out: Path | None = None
+    """File for the figures (JSON); WORLD/scores.json by default."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.ivideogpt_scores import evaluate, score_table
+
+        scores = evaluate(
+            self.world,
+            self.data,
+            self.out or self.world / "scores.json",
+            against=self.against,
+            clips=self.clips,
+            samples=self.samples,
+            seed=self.seed,
+        )
+        console.print(score_table(scores))
+
+
+def stages(config: IVideoGPT) -> Any:
+    """Returns the command group; its stages start from the preset's config."""
+    missing = tyro.MISSING
+    stages = (
+        Annotated[
+            WorldTokenizer,
+            tyro.conf.subcommand("tokenizer", default=WorldTokenizer(out=missing, data=missing, config=config)),
+        ]
+        | Annotated[
+            WorldModel,
+            tyro.conf.subcommand(
+                "world", default=WorldModel(out=missing, data=missing, tokenizer_from=missing, config=config)
+            ),
+        ]
+        | Annotated[
+            WorldFinetune,
+            tyro.conf.subcommand(
+                "finetune", default=WorldFinetune(out=missing, data=missing, world_from=missing, config=config)
+            ),
+        ]
+        | Annotated[WorldEvaluate, tyro.conf.subcommand("evaluate")]
+    )
+    group = make_dataclass("IVideoGPTStages", [("command", Annotated[stages, tyro.conf.arg(name="")])], frozen=True)
+    group.__doc__ = "iVideoGPT, a world to act in: its stages (tokenizer, world, finetune) and its trial (evaluate)."
+    return group

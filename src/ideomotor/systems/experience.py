@@ -1,0 +1,83 @@
+"""Experience for a world model: experts whose hand shakes more or less act in Meta-World, seen as an agent sees it.
+
+Episodes are files of the replay layout, a folder a task, so that they lie beside published demonstrations of that
+layout, and a reinforcement learner may read them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ideomotor.data.replay import Replay, ReplayConfig, Trajectory, read_trajectory
+from ideomotor.systems.progress import bar
+
+if TYPE_CHECKING:
+    from ideomotor.envs.pixels import PixelWorld
+
+SHAKING = (0.0, 0.3, 0.6, 1.0)
+"""Deviation of the noise on the expert's actions, episode after episode; it also holds still for the last third of
+every fourth."""
+
+
+def collect_experience(out: Path, tasks: Sequence[str], episodes: int, seed: int = 0, workers: int = 2) -> Path:
+    """Records ``episodes`` a task into ``out``/TASK and returns ``out``; those that are there are not made again.
+
+    Same seed, same episodes, whatever the number of processes.
+
+    Raises:
+        ValueError: no task or episode is asked for, or an unknown task.
+    """
+    if not tasks or episodes < 1 or workers < 1:
+        raise ValueError(
+            f"tasks are {tuple(tasks)}, episodes {episodes}, workers {workers}: wanted at least one of each"
+        )
+    jobs = [(out, task, number, seed) for number in range(episodes) for task in tasks]
+    with bar("record experience") as tell, get_context("spawn").Pool(workers) as pool:
+        for done, _ in enumerate(pool.imap_unordered(_record, jobs)):
+            tell(done + 1, len(jobs))
+    return out
+
+
+def _record(job: tuple[Path, str, int, int]) -> None:
+    from ideomotor.envs.pixels import metaworld_pixels
+
+    out, task, number, seed = job
+    path = out / task / f"{number:06d}.npz"
+    if path.is_file():
+        read_trajectory(path)  # refuses what is damaged, before hours are spent on it
+        return
+    rng = np.random.default_rng([seed, *task.encode(), number])
+    world = metaworld_pixels(task)
+    try:
+        episode = shaken(world, SHAKING[number % len(SHAKING)], number % 4 == 3, rng)
+    finally:
+        world.close()
+    Replay(out / task, ReplayConfig()).add(number, episode)
+
+
+def shaken(world: PixelWorld, noise: float, rests: bool, rng: np.random.Generator) -> Trajectory:
+    """Returns an episode of an expert with noise on its actions, smooth over a few steps."""
+    observation, _ = world.reset(seed=int(rng.integers(2**31)))
+    frames, actions, rewards = [observation[-1]], [np.zeros(world.action_space.shape or (), np.float32)], [0.0]
+    push, over = np.zeros_like(actions[0]), False
+    while not over:
+        push = 0.7 * push + 0.7 * rng.standard_normal(push.shape, np.float32)
+        action = np.clip(world.world.expert_action() + np.float32(noise) * push, -1, 1)
+        if rests and len(frames) > 2 * world.config.duration // 3:
+            action = np.zeros_like(action)
+        observation, reward, terminated, truncated, _ = world.step(action)
+        frames.append(observation[-1])
+        actions.append(action)
+        rewards.append(float(reward))
+        over = terminated or truncated
+    return Trajectory(
+        frames=np.stack(frames),
+        actions=np.stack(actions),
+        rewards=np.array(rewards, np.float32),
+        discounts=np.ones(len(frames), np.float32),
+    )

@@ -1,0 +1,226 @@
+"""How good a world is: how near each step comes, beside a picture that stands still, and whether actions are heard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from rich.table import Table
+from torch import Tensor
+
+from ideomotor.data.formats import open_dataset
+from ideomotor.data.mixture import Source
+from ideomotor.data.segments import SegmentWindow
+from ideomotor.data.windows import WindowIndex
+from ideomotor.evaluation.action_sensitivity import ActionSensitivity, action_sensitivity, exchanged
+from ideomotor.evaluation.statistics import Estimate
+from ideomotor.evaluation.video_metrics import SquaredError, moving_error, mse, repeat_last
+from ideomotor.evaluation.video_protocols import STRICT, compare_videos, join, video_table
+from ideomotor.layers.sampling import Sampling
+from ideomotor.systems.ivideogpt import IVideoGPT
+from ideomotor.systems.ivideogpt_stages import load_config
+from ideomotor.systems.progress import bar
+from ideomotor.systems.sources import read_facts
+from ideomotor.systems.world import World
+from ideomotor.training.checkpoint import write_json
+
+_AT_ONCE = 16  # clips imagined together
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Clips that no world has learned from.
+
+    Attributes:
+        frames: context first, then what happened.
+        actions: row ``k`` is done at frame ``k`` and leads to the next; None for video without actions.
+        episodes: which episode each clip was cut from.
+        texts: instruction or caption.
+    """
+
+    frames: UInt8[Tensor, "b t c h w"]
+    actions: Float[Tensor, "b t a"] | None
+    episodes: list[str]
+    texts: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldScores:
+    """Figures of a world on held-out clips.
+
+    Attributes:
+        moving_psnr: by name ("world", "last frame repeated", perhaps another world), a figure a step, in dB.
+        strict: the table of the strict protocol: value, low and high by metric and reduction.
+        sensitivity: squared error (pixels in 0..1) with the true actions, and how much more with another clip's
+            actions and with none; None for a world without actions.
+        clips, samples, horizon: what was scored.
+    """
+
+    moving_psnr: dict[str, list[float]]
+    strict: dict[str, Estimate]
+    sensitivity: ActionSensitivity | None
+    clips: int
+    samples: int
+    horizon: int
+
+    def beats_standing_still(self) -> bool:
+        """Says whether the world is nearer than repeating the last frame at every step."""
+        ours, still = self.moving_psnr["world"], self.moving_psnr["last frame repeated"]
+        return all(mine > theirs for mine, theirs in zip(ours, still, strict=True))
+
+
+def evaluate(
+    folder: Path,
+    data: Sequence[Path],
+    out: Path,
+    *,
+    against: Path | None = None,
+    clips: int = 64,
+    samples: int = 1,
+    seed: int = 0,
+) -> WorldScores:
+    """Scores the world in a stage's folder and writes the figures; see ``ideomotor ivideogpt evaluate --help``."""
+    config = load_config(folder)
+    sampling = Sampling(temperature=0) if samples == 1 else Sampling(top_k=100)
+    world = World.load(folder, sampling=sampling, seed=seed)
+    others = {} if against is None else {against.name: World.load(against, sampling=sampling, seed=seed)}
+    held_out = held_out_clips(folder, data, config, clips)
+    scores = score(world, held_out, others, samples=samples, seed=seed)
+    write_json(out, as_json(scores))
+    return scores
+
+
+def held_out_clips(folder: Path, data: Sequence[Path], config: IVideoGPT, count: int) -> HeldOut:
+    """Returns clips spread evenly over what the stage held out, or over the data sets that are named.
+
+    Raises:
+        ValueError: the stage held nothing out, or its data are gone.
+    """
+    window = SegmentWindow(frames=config.window.frames, context=config.window.context, stride=config.window.stride)
+    sources = []
+    if data:
+        sources = [Source(open_dataset(path), window=window) for path in data]
+    else:
+        for facts in read_facts(folder):
+            if facts.held_out:
+                dataset = open_dataset(Path(facts.path))
+                kept = tuple(episode for episode in dataset.episodes if episode.id in set(facts.held_out))
+                shown = SegmentWindow(frames=window.frames, context=window.context, stride=facts.stride)
+                cameras = {"main": facts.camera}
+                sources.append(Source(replace(dataset, episodes=kept), window=shown, cameras=cameras))
+    if not sources:
+        raise ValueError(f"{folder} held out no episode: name data sets with --data, or train with --validation 0.1")
+    return clips_of(sources, config.size, count)
+
+
+def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
+    """Returns ``count`` clips, or as many as there are, spread evenly over the windows of all sources."""
+    if count < 1:
+        raise ValueError(f"clips is {count}; wanted at least 1")
+    indices = [WindowIndex(source.dataset, source.window) for source in sources]
+    places = [(number, window) for number, index in enumerate(indices) for window in range(len(index))]
+    chosen = places[:: max(1, len(places) // count)][:count]
+    frames, actions, episodes, texts = [], [], [], []
+    for number, window in chosen:
+        source, index = sources[number], indices[number]
+        (camera,) = source.camera_names().values()
+        frames.append(index.read([window], camera, (size, size)))
+        of, anchor = index.locate(window)
+        episode = source.dataset.episodes[of]
+        episodes.append(f"{source.dataset.name}/{episode.id}")
+        texts.append(episode.text)
+        if episode.read_actions is not None:
+            actions.append(torch.from_numpy(source.window.actions(episode.read_actions(), anchor)[0]))
+    whole = torch.stack(actions) if len(actions) == len(chosen) else None
+    return HeldOut(frames=torch.cat(frames), actions=whole, episodes=episodes, texts=texts)
+
+
+def score(
+    world: World, clips: HeldOut, others: dict[str, World] | None = None, *, samples: int = 1, seed: int = 0
+) -> WorldScores:
+    """Returns the figures of a world, beside other worlds on the same clips."""
+    context, horizon = world.context, clips.frames.shape[1] - world.context
+    worlds = {"world": world, **(others or {})}
+    errors = {name: [SquaredError()] * horizon for name in [*worlds, "last frame repeated"]}
+    parts, gaps = [], []
+    rows = list(range(0, len(clips.frames), _AT_ONCE))
+    with bar("imagine held-out clips") as tell:
+        for done, first in enumerate(rows):
+            frames = clips.frames[first : first + _AT_ONCE]
+            actions = None if clips.actions is None else clips.actions[first : first + _AT_ONCE, context - 1 : -1]
+            seen, truth, last = frames[:, :context], frames[:, context:], frames[:, context - 1 : context]
+            videos = {"last frame repeated": repeat_last(seen, horizon)}
+            for name, each in worlds.items():
+                each.seed(seed + first)
+                videos[name] = each.imagine(seen, horizon, actions if each.action_width else None).frames.cpu()
+            for name, video in videos.items():
+                steps = [moving_error(truth[:, k : k + 1], video[:, k : k + 1], last) for k in range(horizon)]
+                errors[name] = [a + b for a, b in zip(errors[name], steps, strict=True)]
+            futures = [videos["world"]]
+            for _ in range(samples - 1):
+                futures.append(world.imagine(seen, horizon, actions if world.action_width else None).frames.cpu())
+            whole = torch.stack([torch.cat([seen, future], 1) for future in futures])
+            parts.append(compare_videos(frames, whole, STRICT, context=context))
+            if world.action_width and actions is not None:
+                gaps.append(_heard(world, seen, truth, actions, videos["world"], seed + first))
+            tell(done + 1, len(rows))
+    table = video_table(join(parts), clips.episodes)
+    sensitivity = None
+    if gaps:
+        true, shuffled, zero = (torch.cat(column) for column in zip(*gaps, strict=True))
+        sensitivity = action_sensitivity(true, shuffled, zero, clips.episodes)
+    return WorldScores(
+        moving_psnr={name: [step.psnr for step in steps] for name, steps in errors.items()},
+        strict={f"{metric} ({reduction})": row for (metric, reduction), row in table.rows.items()},
+        sensitivity=sensitivity,
+        clips=len(clips.frames),
+        samples=samples,
+        horizon=horizon,
+    )
+
+
+def _heard(
+    world: World,
+    seen: UInt8[Tensor, "b t c h w"],
+    truth: UInt8[Tensor, "b t c h w"],
+    actions: Float[Tensor, "b t a"],
+    imagined: UInt8[Tensor, "b t c h w"],
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared errors with the true actions, another clip's, and none; drawn from the same seed."""
+    errors = [mse(truth, imagined).mean(1)]
+    for other in (exchanged(actions, torch.Generator().manual_seed(seed)), torch.zeros_like(actions)):
+        world.seed(seed)
+        errors.append(mse(truth, world.imagine(seen, truth.shape[1], other).frames.cpu()).mean(1))
+    return errors[0], errors[1], errors[2]
+
+
+def as_json(scores: WorldScores) -> dict[str, Any]:
+    """Returns the figures as plain values; an interval that cannot be had (one episode) is null."""
+    plain = asdict(scores)
+    plain["strict"] = {name: _plain(row) for name, row in scores.strict.items()}
+    if scores.sensitivity is not None:
+        plain["sensitivity"] = {name: _plain(row) for name, row in scores.sensitivity._asdict().items()}
+    return plain
+
+
+def _plain(row: Estimate) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in row._asdict().items()}
+
+
+def score_table(scores: WorldScores) -> Table:
+    """Returns the figures a step for the terminal."""
+    table = Table("step", *scores.moving_psnr, title=f"moving-pixel PSNR in dB, {scores.clips} held-out clips")
+    for step in range(scores.horizon):
+        table.add_row(str(step + 1), *(f"{values[step]:.2f}" for values in scores.moving_psnr.values()))
+    if scores.sensitivity is not None:
+        gap = scores.sensitivity.shuffled
+        table.caption = (
+            f"with another clip's actions the squared error is {gap.value:.2e} more ({gap.low:.2e} to {gap.high:.2e})"
+        )
+    return table
