@@ -123,6 +123,21 @@ def test_what_cannot_be_painted_in_is_refused() -> None:
         video_given_actions(agent, context, rest.actions, samples=0)
     with pytest.raises(ValueError, match="chunks of 3 actions"):
         video_given_actions(agent, context, rest.actions[:, :3])
+    with pytest.raises(ValueError, match=r"actions of shape \(1, 8, 2\) came for 3 samples"):
+        video_given_actions(agent, context, rest.actions[:1])
+    with pytest.raises(ValueError, match=r"actions of shape \(8, 2\)"):
+        video_given_actions(agent, context, rest.actions[0])
+    with pytest.raises(ValueError, match="1 futures came for 3 samples"):
+        actions_given_video(agent, context, rest.frames[VIEW][:1])
+    with pytest.raises(ValueError, match="float32 came; wanted uint8 frames"):
+        actions_given_video(agent, context, rest.frames[VIEW] / 255)
+    tokens = agent.tokenizer.encode(rest.frames[VIEW])
+    for wrong, words in ((tokens - 126, r"lie in -\d+"), (tokens + 126, r"\.\.\d+; wanted 0\.\.124, and 125"),
+                         (tokens[:, 0], "a future of shape"), (tokens.float(), "float32 came")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            actions_given_video(agent, context, wrong)
+    with pytest.raises(ValueError, match="domains are"):
+        video_given_actions(agent, replace(context, domain=torch.tensor([7, 0, 0])), rest.actions)
     blind = VPDDAgent(agent.config, agent.policy, None, None, HashedWords())
     with pytest.raises(ValueError, match="has no foresight, so it knows no futures"):
         actions_given_video(blind, context, rest.frames[VIEW])

@@ -586,8 +586,41 @@ def test_an_agent_of_two_views_acts_and_says_which_is_missing() -> None:
     frames = {name: torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8) for name in ("main", "view1")}
     assert agent.act(Clip(frames=frames, text=("", ""))).shape == (2, config.window.chunk, 2)
     assert agent.imagined.shape == (2, 4, 3, 64, 32)
-    with pytest.raises(ValueError, match=r"lacks \['view1'\]: name 2 cameras"):
+    with pytest.raises(ValueError, match=r"lacks \['view1'\]: call the cameras main, view1"):
         agent.act(Clip(frames={"main": frames["main"]}, text=("", "")))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"proprio": torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])},
+            r"state of sample 1 is \[nan, 0.0\]; wanted finite",
+        ),
+        ({"proprio": torch.tensor([[torch.inf, 1.0], [0.0, 0.0]])}, "state of sample 0"),
+        ({"proprio": torch.zeros(2, 3)}, "wants a state of width 2 and got 3"),
+        ({"proprio": None}, "wants a state of width 2 and got None"),
+        ({"domain": torch.tensor([1, 4])}, r"domains are \[1, 4\]; wanted for each of 2 samples .*0 unknown, 1 human"),
+        ({"domain": torch.tensor([-1, 0])}, "domains are"),
+        ({"domain": torch.tensor([1])}, "domains are"),
+        ({"frames": {VIEW: torch.zeros(2, 4, 3, 48, 32, dtype=torch.uint8)}}, "got 1 of 24: .* frame size"),
+    ],
+)
+def test_an_agent_refuses_what_it_cannot_act_on(change: dict, words: str) -> None:
+    config = PRESETS["tiny"]()
+    config = replace(config, policy=replace(config.policy, action_width=2, state_width=2))
+    agent = VPDDAgent(
+        config,
+        DiscreteDiffusionPolicy(config.policy),
+        DiscreteDiffusionPredictor(config.predictor),
+        VQVAE3D(config.tokenizer),
+        HashedWords(),
+    )
+    frames = torch.zeros(2, 4, 3, 32, 32, dtype=torch.uint8)
+    sound = Clip(frames={VIEW: frames}, text=("", ""), proprio=torch.zeros(2, 2), domain=torch.tensor([0, 3]))
+    assert agent.act(sound).shape == (2, 8, 2)
+    with pytest.raises(ValueError, match=words):
+        agent.act(replace(sound, **change))
 
 
 def test_views_must_agree_in_all_parts() -> None:

@@ -134,7 +134,7 @@ class DiscreteDiffusionPredictor(nn.Module):
         if tuple(context.shape[1:]) != wanted:
             raise ValueError(
                 f"the predictor was built for {wanted[0]} observed latent frames of {wanted[1]} tokens and got "
-                f"{context.shape[1]} of {context.shape[2]}: use the tokenizer and window it was trained with"
+                f"{context.shape[1]} of {context.shape[2]}: use its tokenizer, window and frame size"
             )
         seen = self.seen.embed(self._patches(context))  # b (latent positions) d
         placed = (

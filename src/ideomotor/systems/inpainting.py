@@ -7,10 +7,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ideomotor.data.windows import refuse_other_context
 from ideomotor.diffusion.samplers import draw
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
-from ideomotor.systems.vpdd import VPDDAgent, context_tokens, decode, encode, seen_frames
+from ideomotor.systems.vpdd import VPDDAgent, context_tokens, decode, encode, refuse_odd_context, seen_frames
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.types import Clip
 
@@ -33,21 +32,23 @@ def actions_given_video(
         generator: of the draws.
 
     Raises:
-        ValueError: the agent has no foresight, or the future has another length than its predictor's.
+        ValueError: the agent has no foresight, or the future is not one of its predictor's for each sample.
     """
     tokenizer, predictor = _foretelling(agent)
-    refuse_other_context(context.frames, agent.config.window)
+    refuse_odd_context(context, agent.config)
+    is_video = future.ndim == 5
+    if not (future.dtype == torch.uint8 if is_video else future.ndim == 3 and not future.is_floating_point()):
+        raise ValueError(
+            f"a future of shape {tuple(future.shape)}, {future.dtype} came; wanted uint8 frames (b t c h w) or whole "
+            "numbers, the tokens (b latent n)"
+        )
     context = context.to(_device(agent))
     future = future.to(_device(agent))
     with _precision(agent):
-        tokens = encode(tokenizer, future, predictor.config.views) if future.ndim == 5 else future  # b latent n
-        wanted = (predictor.config.latents, predictor.config.grid[0] * predictor.config.grid[1])
-        if tuple(tokens.shape[1:]) != wanted:
-            raise ValueError(
-                f"the future has {tokens.shape[1]} latent frames of {tokens.shape[2]} tokens; the predictor foretells "
-                f"{wanted[0]} of {wanted[1]}: give {wanted[0] * tokenizer.frames_per_latent} frames of "
-                f"{agent.config.size} px"
-            )
+        tokens = encode(tokenizer, future, predictor.config.views) if is_video else future.long()  # b latent n
+        _refuse_other_future(
+            tokens, len(context), predictor, f"{agent.config.window.horizon} frames of {agent.config.size} px"
+        )
         text = agent.text(context.text).to(tokens.device)
         seen = context_tokens(context, tokenizer, predictor)
         features = predictor.features(seen, text, tokens, agent.domain_ids(context))
@@ -93,12 +94,17 @@ def future_given_actions(
     likelihood is the policy's bound (``log_likelihood``), with the same maskings for all samples.
 
     Raises:
-        ValueError: the agent has no foresight, or the actions are no whole chunk of its policy.
+        ValueError: the agent has no foresight, or the actions are not a whole chunk of its policy for each sample.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; wanted 1 or more futures to choose from")
+    if actions.ndim != 3 or len(actions) != len(context):
+        raise ValueError(
+            f"actions of shape {tuple(actions.shape)} came for {len(context)} samples; wanted one chunk each "
+            "(b chunk action)"
+        )
     tokenizer, predictor = _foretelling(agent)
-    refuse_other_context(context.frames, agent.config.window)
+    refuse_odd_context(context, agent.config)
     context, actions = context.to(_device(agent)), actions.to(_device(agent))
     with _precision(agent):
         seen = _each(context_tokens(context, tokenizer, predictor), samples)
@@ -117,6 +123,25 @@ def future_given_actions(
     return rearrange(futures, "(b samples) latent n -> b samples latent n", samples=samples)[
         torch.arange(len(chosen), device=chosen.device), chosen
     ]
+
+
+def _refuse_other_future(
+    tokens: Int[Tensor, "b latent n"], batch: int, predictor: DiscreteDiffusionPredictor, frames: str
+) -> None:
+    wanted = (predictor.config.latents, predictor.config.grid[0] * predictor.config.grid[1])
+    if tuple(tokens.shape[1:]) != wanted:
+        raise ValueError(
+            f"the future has {tokens.shape[1]} latent frames of {tokens.shape[2]} tokens; the predictor foretells "
+            f"{wanted[0]} of {wanted[1]}: give {frames}"
+        )
+    if len(tokens) != batch:
+        raise ValueError(f"{len(tokens)} futures came for {batch} samples: give one each")
+    mask = predictor.future.mask_id
+    if int(tokens.min()) < 0 or int(tokens.max()) > mask:
+        raise ValueError(
+            f"the future's tokens lie in {int(tokens.min())}..{int(tokens.max())}; wanted 0..{mask - 1}, and {mask} "
+            "where nothing is demanded"
+        )
 
 
 def _each(x: Tensor, samples: int) -> Tensor:

@@ -164,8 +164,31 @@ def seen_frames(clip: Clip, views: int) -> UInt8[Tensor, "b t c h w"]:
     names = view_names(views)
     absent = [name for name in names if name not in clip.frames]
     if absent:
-        raise ValueError(f"the clip has views {list(clip.frames)} and lacks {absent}: name {views} cameras")
+        raise ValueError(
+            f"the clip has views {list(clip.frames)} and lacks {absent}: call the cameras {', '.join(names)}"
+        )
     return torch.cat([clip.frames[name] for name in names], -2)
+
+
+def refuse_odd_context(context: Clip, config: VPDD) -> None:
+    """Refuses what a policy would act on blindly, or fail on without a word of the cause.
+
+    Raises:
+        ValueError: another number of frames, a state that is not finite, or domains that are none.
+    """
+    refuse_other_context(context.frames, config.window)
+    state = context.proprio
+    if config.policy.state_width and state is not None and not state.isfinite().all():
+        row = int((~state.isfinite().all(1)).nonzero()[0])
+        raise ValueError(
+            f"the state of sample {row} is {state[row].tolist()}; wanted finite numbers: check the robot's sensors"
+        )
+    ids, known = context.domain, set(range(len(DOMAINS)))
+    if ids is not None and (tuple(ids.shape) != (len(context),) or not set(ids.tolist()) <= known):
+        raise ValueError(
+            f"the context's domains are {ids.tolist()}; wanted for each of {len(context)} samples an id: "
+            f"{', '.join(f'{domain_id(name)} {name}' for name in DOMAINS)}, or none at all"
+        )
 
 
 def encode(tokenizer: VQVAE3D, frames: UInt8[Tensor, "b t c h w"], views: int) -> Int[Tensor, "b latent n"]:
@@ -296,8 +319,12 @@ class VPDDAgent:
 
     @torch.inference_mode()
     def act(self, context: Clip) -> Float[Tensor, "b chunk action"]:
-        """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again."""
-        refuse_other_context(context.frames, self.config.window)
+        """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again.
+
+        Raises:
+            ValueError: the context is none that the policy was trained on; see ``refuse_odd_context``.
+        """
+        refuse_odd_context(context, self.config)
         device = next(self.policy.parameters()).device
         context = context.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.finetune_stage.optim.bf16):
