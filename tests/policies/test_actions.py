@@ -53,6 +53,14 @@ def test_bad_actions_are_refused(actions: torch.Tensor, message: str) -> None:
         QuantileBins(8, 3).fit(actions)
 
 
+def test_a_glitch_sets_no_scale() -> None:
+    states = torch.randn(3000, 1, generator=torch.Generator().manual_seed(0))
+    calm = Standardized(1).fit(states)
+    states[7] = 1e9
+    shaken = Standardized(1).fit(states)
+    assert torch.allclose(calm.deviation, shaken.deviation, rtol=0.01) and (calm.mean - shaken.mean).abs() < 0.01
+
+
 def test_states_come_to_a_common_scale_and_constants_stay() -> None:
     states = torch.tensor([[0.1, 7.0], [0.3, 7.0], [0.2, 7.0]])
     scaled = Standardized(2).fit(states)(states)

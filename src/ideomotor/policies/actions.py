@@ -67,7 +67,10 @@ class QuantileBins(nn.Module):
 
 
 class Standardized(nn.Module):
-    """Values less the recorded mean, in recorded standard deviations; what never varied stays in its own units."""
+    """Values less the recorded mean, in recorded standard deviations; what hardly varied stays in its own units.
+
+    The hundredth at either end counts as the value that it begins at, so that a glitch of a sensor sets no scale.
+    """
 
     mean: Tensor
     deviation: Tensor
@@ -79,8 +82,11 @@ class Standardized(nn.Module):
 
     def fit(self, values: Float[Tensor, "n d"]) -> "Standardized":
         """Learns mean and deviation from recorded values."""
-        self.mean.copy_(values.double().mean(0))
-        deviation = values.double().std(0, correction=0)
+        ordered = values.double().sort(0).values
+        last = len(values) - 1
+        inner = ordered.clamp(ordered[last // 100], ordered[last - last // 100])
+        self.mean.copy_(inner.mean(0))
+        deviation = inner.std(0, correction=0)
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
         return self
 
