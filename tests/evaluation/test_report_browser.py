@@ -9,6 +9,9 @@ import pytest
 from made_up import NO_VIDEO
 
 from ideomotor.evaluation.report import write_report
+from ideomotor.evaluation.study import Study, StudyRow
+from ideomotor.evaluation.study_page import study_page
+from ideomotor.evaluation.study_summary import summarize_study
 
 pytestmark = pytest.mark.browser
 
@@ -197,3 +200,42 @@ def test_a_video_that_cannot_be_decoded_would_be_noticed(browser, playable_repor
     show(browser, write_report(tmp_path, dataclasses.replace(playable_report, rollouts=[broken], imagination=None)))
     script = PLAYS.replace("15000", "1500")
     assert not browser.execute_async_script(script, browser.find_element("tag name", "video"))["plays"]
+
+
+@pytest.mark.parametrize("metric", ["success", "total_reward"])
+@pytest.mark.parametrize("at", [(0,), (0, 20_000)])
+def test_the_page_of_a_study_fits_and_is_silent(browser, tmp_path, metric, at):
+    study = Study(
+        title="x" * 90,
+        question="Which arm is better?",
+        recipe="r",
+        seeds=(0, 1, 2),
+        tasks=("button-press-topdown-wall", "plate-slide"),
+        episodes=2,
+        arms={"mbpo": {}, "drqv2": {"rate": 0.5}, "a" * 60: {}},
+        control="drqv2",
+        at=at,
+        metric=metric,
+    )
+    rows = [
+        StudyRow(
+            study=study.digest,
+            arm=arm,
+            seed=seed,
+            task=task,
+            at=steps,
+            episode=episode,
+            success=(seed + episode) % 2 == 0 or arm == "mbpo",
+            steps=100,
+            total_reward=-123.4 * seed,
+            seconds=10.0,
+        )
+        for arm, seed, task, steps, episode in study.keys(study.arms, study.seeds, study.tasks)
+    ]
+    page = tmp_path / "study.html"
+    page.write_text(study_page(summarize_study(study, rows[:-1]), {"numpy": "2.0"}))
+    for width, dark in ((390, True), (1280, False)):
+        show(browser, page, width, dark=dark)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.execute_script(WIDE) == []
+        assert console(browser) == [] and asked_for(browser) == []

@@ -16,6 +16,7 @@ pytest.importorskip("gymnasium", reason="the metaworld extra is not installed")
 
 from ideomotor import cli
 from ideomotor.cli import data as cli_data
+from ideomotor.cli import study as cli_study
 from ideomotor.cli import vpdd as cli_vpdd
 from ideomotor.data.video import VideoFrames, probe
 from ideomotor.evaluation.episodes import EpisodeResult, append, read_log
@@ -112,6 +113,7 @@ VERBS: dict[str, type] = {
     "vpdd evaluate": cli_vpdd.VPDDEvaluate,
     "imagine": cli.Imagine,
     "report": cli.Report,
+    "study": cli_study.StudyCommand,
 }
 
 

@@ -15,6 +15,7 @@ from ideomotor.cli import ivideogpt, vpdd
 from ideomotor.cli.data import DataVerbs
 from ideomotor.cli.imagine import Imagine
 from ideomotor.cli.presets import preset, system_configs
+from ideomotor.cli.study import StudyCommand
 from ideomotor.systems.ivideogpt import IVideoGPT
 from ideomotor.systems.vpdd import PRESETS, VPDD
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
@@ -214,4 +215,5 @@ def _commands(vpdd_config: VPDD | PublishedVPDD, world_config: IVideoGPT) -> Any
         | Annotated[worlds, tyro.conf.subcommand("ivideogpt")]
         | Annotated[Imagine, tyro.conf.subcommand("imagine")]
         | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[StudyCommand, tyro.conf.subcommand("study")]
     )

@@ -32,6 +32,16 @@ class Line(NamedTuple):
     values: Sequence[float]
 
 
+class Band(NamedTuple):
+    """A named line with an interval at each point."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    lows: Sequence[float]
+    highs: Sequence[float]
+
+
 class Mark(NamedTuple):
     """A named choice: its cost, and a share in 0..1 with its interval."""
 
@@ -107,6 +117,74 @@ def lines(series: Sequence[Line], label: str) -> str:
     for i, (steps, values) in enumerate(thinned):
         points = [(across(x), up(y)) if math.isfinite(y) else None for x, y in zip(steps, values, strict=True)]
         parts.append(f'<path class="line k{i % NUM_COLOURS}" d="{_pen(points)}"/>')
+    drawing = "".join(parts)
+    return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{drawing}</svg>'
+
+
+def bands(series: Sequence[Band], label: str, across_says: str, *, shares: bool) -> str:
+    """Returns a chart of the lines, each in the band of its interval and with a dot at each point.
+
+    Args:
+        series: at least one point in all, every number finite.
+        label: for those who hear the page.
+        across_says: what the horizontal axis is.
+        shares: the vertical axis goes from 0 to 100 %; else it follows the values.
+    """
+    width, height, left, right, top, bottom = 640, 300, 52, 14, 10, 42
+    xs = [x for band in series for x in band.steps]
+    ys = [y for band in series for y in (*band.lows, *band.highs)]
+    x_low, x_high = _range(min(xs), max(xs))
+    y_low, y_high = (0.0, 1.0) if shares else _range(min(ys), max(ys))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        part_x, part_y = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
+        return left + (width - left - right) * part_x, height - bottom - (height - bottom - top) * part_y
+
+    parts = []
+    for tick in (0, 0.25, 0.5, 0.75, 1) if shares else _ticks(y_low, y_high):
+        _, y = place(x_low, tick)
+        name = f"{100 * tick:.0f}%" if shares else _number(tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
+    for tick in _ticks(x_low, x_high):
+        x, y = place(tick, y_low)
+        parts.append(f'<text x="{x:.1f}" y="{y + 17:.1f}" text-anchor="middle">{_number(tick)}</text>')
+    middle = (left + width - right) / 2
+    parts.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">{escape(across_says)}</text>')
+    for i, band in enumerate(series):
+        up = [place(x, y) for x, y in zip(band.steps, band.highs, strict=True)]
+        down = [place(x, y) for x, y in zip(band.steps, band.lows, strict=True)]
+        edge = " ".join(f"{x:.1f},{y:.1f}" for x, y in (*up, *down[::-1]))
+        parts.append(f'<polygon class="band b{i % NUM_COLOURS}" points="{edge}"/>')
+    for i, band in enumerate(series):
+        points = [place(x, y) for x, y in zip(band.steps, band.values, strict=True)]
+        parts.append(f'<path class="line k{i % NUM_COLOURS}" d="{_pen(points)}"/>')
+        parts += [f'<circle class="dot b{i % NUM_COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>' for x, y in points]
+    drawing = "".join(parts)
+    return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{drawing}</svg>'
+
+
+def intervals(rows: Sequence[Band], label: str, *, shares: bool) -> str:
+    """Returns one dot with its whisker for each row, named at the left; a row is a band of a single point."""
+    width, left, right, step = 640, 170, 20, 30
+    height = step * len(rows) + 30
+    low, high = _range(min(row.lows[0] for row in rows), max(row.highs[0] for row in rows))
+    low, high = (0.0, 1.0) if shares else (low, high)
+    parts = []
+
+    def across(x: float) -> float:
+        return left + (width - left - right) * (x - low) / (high - low)
+
+    for tick in (0, 0.25, 0.5, 0.75, 1) if shares else _ticks(low, high):
+        x, name = across(tick), f"{100 * tick:.0f}%" if shares else _number(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{height - 24}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height - 6}" text-anchor="middle">{name}</text>')
+    for i, row in enumerate(rows):
+        y, ends, name = i * step + 18, (across(row.lows[0]), across(row.highs[0])), row.name
+        name = name if len(name) <= 20 else name[:19] + "…"
+        parts.append(f'<text class="name" x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<line class="line b{i % NUM_COLOURS}" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<circle class="dot b{i % NUM_COLOURS}" cx="{across(row.values[0]):.1f}" cy="{y}" r="4.5"/>')
     drawing = "".join(parts)
     return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{drawing}</svg>'
 

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+
+class LogRow(Protocol):
+    """A frozen dataclass of plain values that one line of a log holds."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def identity(self) -> Hashable:
+        """What no other row of the log has."""
+
+
+Row = TypeVar("Row", bound=LogRow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,42 +69,52 @@ class EpisodeResult:
         """The key of the episode's spec."""
         return self.task, self.seed, self.goal
 
+    @property
+    def identity(self) -> tuple[str, str, int, int]:
+        """The key together with the arm."""
+        return self.arm, *self.key
+
 
 def read_log(path: Path) -> list[EpisodeResult]:
-    """Returns the rows of a roll-out's log, of all its arms; none where there is no file. A torn last line is left out.
+    """Returns the rows of a roll-out's log, of all its arms, as ``read_rows`` does."""
+    return read_rows(path, EpisodeResult)
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """Returns the rows of a log; none where there is no file. A torn last line is left out.
 
     Raises:
-        ValueError: a damaged line before the last, or an episode that is there twice.
+        ValueError: a damaged line before the last, or a row that is there twice.
     """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty, or torn
-    results: dict[tuple[str, str, int, int], EpisodeResult] = {}
+    rows: dict[Hashable, Row] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            result = EpisodeResult(**{f.name: row[f.name] for f in fields(EpisodeResult)})
+            values = json.loads(line)
+            row = kind(**{f.name: values[f.name] for f in fields(kind)})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"line {number} of {path} is no row of a roll-out ({error}): mend or delete the line, and its episode "
                 "is run again"
             ) from error
-        if (result.arm, *result.key) in results:
+        if row.identity in rows:
             raise ValueError(
-                f"line {number} of {path} repeats {result.arm} {result.key}: did two runs write it at once? Delete one "
-                "of the two lines"
+                f"line {number} of {path} repeats {row.identity}: did two runs write it at once? Delete one of the two "
+                "lines"
             )
-        results[(result.arm, *result.key)] = result
-    return list(results.values())
+        rows[row.identity] = row
+    return list(rows.values())
 
 
-def append(path: Path, result: EpisodeResult) -> None:
+def append(path: Path, row: LogRow) -> None:
     """Adds a row and sees it on the disk; first cuts off what an earlier kill left of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         file.seek(0)
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)
-        file.write(json.dumps(asdict(result)).encode() + b"\n")
+        file.write(json.dumps(asdict(row)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -43,7 +43,7 @@ def missing(data: ReportData) -> tuple[str, ...]:
 
 def render(data: ReportData) -> str:
     """Returns the whole page."""
-    template, policy = _template()
+    page, policy = template("report_page.html")
     lacking = missing(data)
     banner = ""
     if lacking:
@@ -51,14 +51,14 @@ def render(data: ReportData) -> str:
             f'<p class="banner" role="status"><strong>This run is not finished.</strong> Not there yet: '
             f"{say.escaped(', '.join(lacking))}. The command at the foot of the page goes on where it stopped.</p>"
         )
-    return Template(template).substitute(
+    return Template(page).substitute(
         policy=policy,
         title=say.escaped(data.title),
         subtitle=f'<p class="subtitle">{say.escaped(data.subtitle)}</p>' if data.subtitle else "",
         created=f'<p class="created">{say.escaped(data.created)}</p>' if data.created else "",
         banner=banner,
         result=_result(data),
-        protocol=_pairs(data.protocol, "The protocol of this run") or _not_yet("The protocol was not given."),
+        protocol=pairs(data.protocol, "The protocol of this run") or _not_yet("The protocol was not given."),
         imagination=_imagination(data),
         tasks=_tasks(data.arms),
         dial=dial.section(data.dial),
@@ -68,14 +68,20 @@ def render(data: ReportData) -> str:
         cost=_cost(data.stages),
         settings=_settings(data.settings),
         command=say.escaped(data.command),
-        environment=_pairs(data.environment, "The machine and the versions of this run"),
+        environment=pairs(data.environment, "The machine and the versions of this run"),
     )
 
 
 @cache
-def _template() -> tuple[str, str]:
-    """Returns the template, and the policy that allows its own style and script by their hashes, and nothing else."""
-    text = files("ideomotor.evaluation").joinpath("report_page.html").read_text(encoding="utf-8")
+def template(name: str) -> tuple[str, str]:
+    """Returns a template, and the policy that allows its own style and script by their hashes, and nothing else.
+
+    All pages look alike: a template with an empty ``<style>`` has that of the report.
+    """
+    folder = files("ideomotor.evaluation")
+    text, report = (folder.joinpath(file).read_text(encoding="utf-8") for file in (name, "report_page.html"))
+    style = report[report.index("<style>") : report.index("</style>")]
+    text = text.replace("<style></style>", style + "</style>")
     hashes = {
         tag: " ".join(
             f"'sha256-{base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()}'"
@@ -83,8 +89,9 @@ def _template() -> tuple[str, str]:
         )
         for tag in ("style", "script")
     }
+    script = hashes["script"] or "'none'"
     policy = (
-        f"default-src 'none'; style-src {hashes['style']}; script-src {hashes['script']}; img-src data:; "
+        f"default-src 'none'; style-src {hashes['style']}; script-src {script}; img-src data:; "
         "media-src data:; base-uri 'none'; form-action 'none'"
     )
     return text, policy
@@ -331,7 +338,8 @@ def _settings(settings: Mapping[str, Any]) -> str:
     return f'<details><summary>All settings of this run</summary><pre tabindex="0">{say.escaped(text)}</pre></details>'
 
 
-def _pairs(values: Mapping[str, Any], caption: str) -> str:
+def pairs(values: Mapping[str, Any], caption: str) -> str:
+    """Returns a table of names and values; nothing where there are none."""
     if not values:
         return ""
     rows = "".join(
