@@ -16,7 +16,7 @@ class LogRow(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
-    def identity(self) -> Hashable:
+    def identity(self) -> tuple[Hashable, ...]:
         """What no other row of the log has."""
 
 
@@ -101,8 +101,8 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
             ) from error
         if row.identity in rows:
             raise ValueError(
-                f"line {number} of {path} repeats {row.identity}: did two runs write it at once? Delete one of the two "
-                "lines"
+                f"line {number} of {path} repeats {' '.join(map(str, row.identity))}: did two runs write it at once? "
+                "Delete one of the two lines"
             )
         rows[row.identity] = row
     return list(rows.values())
