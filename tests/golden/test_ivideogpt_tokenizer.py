@@ -87,7 +87,7 @@ def test_latents_and_commitment(case):
     with torch.no_grad():
         latents, maps = tokenizer._look(frames[:, :c])
         close(latents.movedim(-1, 1), data["out.context_latents"])
-        close(tokenizer._compress(frames[:, c:], maps), data["out.dynamics_latents"])
+        close(tokenizer._compress(frames[:, c:], maps, frames[:, c - 1]), data["out.dynamics_latents"])
         reconstruction = tokenizer.reconstruct(frames)
     for index, tap in ((2, 0), (3, 1)):
         if f"out.encoder_feature_{index}" in data:

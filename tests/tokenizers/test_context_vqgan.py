@@ -29,9 +29,9 @@ def tiny(**settings):
     return tokenizer.eval()
 
 
-@pytest.fixture(params=["learned", "ema", "fsq", "three", "symmetric"])
+@pytest.fixture(params=["learned", "ema", "fsq", "three", "symmetric", "residual"])
 def tokenizer(request):
-    settings = {"three": {"context_length": 3}, "symmetric": {"symmetric": True}}
+    settings = {"three": {"context_length": 3}, "symmetric": {"symmetric": True}, "residual": {"residual": True}}
     return tiny(**settings.get(request.param, {"codebook": request.param}))
 
 
@@ -72,9 +72,10 @@ def test_future_frames_lean_on_the_context():
         tokenizer.paint(tokens.dynamics, tokenizer.observe(tokens.context))
     )
     mixed = torch.cat([frames[:, :2].flip(0), frames[:, 2:]], 1)
-    assert not tokenizer._compress(frames[:, 2:], tokenizer._look(frames[:, :2])[1]).equal(
-        tokenizer._compress(mixed[:, 2:], tokenizer._look(mixed[:, :2])[1])
-    )
+    latents = [
+        tokenizer._compress(clip[:, 2:], tokenizer._look(clip[:, :2])[1], clip[:, 1]) for clip in (frames, mixed)
+    ]
+    assert not latents[0].equal(latents[1])
 
 
 @pytest.mark.parametrize(
@@ -180,3 +181,14 @@ def test_wrong_input_is_refused():
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **settings)
+
+
+def test_a_residual_tokenizer_begins_at_the_last_frame_seen():
+    tokenizer, frames = tiny(residual=True), video()
+    tokens = tokenizer.tokenize(frames)
+    painted = tokenizer.paint(tokens.dynamics, tokenizer.observe(tokens.context, frames[:, 1]))
+    assert torch.equal(painted, frames[:, 1:2].expand(-1, 3, -1, -1, -1))
+    still = tokenizer.tokenize(frames[:, [0, 1, 1]])  # nothing differs, so nothing is told
+    assert torch.equal(still.dynamics, tokenizer.tokenize(frames[:, [0, 1, 1, 1]]).dynamics[:, :1])
+    features = tokenizer.observe(tokens.context, frames[:, 1]).select(torch.tensor([1]))
+    assert torch.equal(tokenizer.paint(tokens.dynamics[1:], features), painted[1:])

@@ -119,12 +119,12 @@ class VPDDEvaluate:
 
     def run(self) -> None:
         """Does it."""
-        from ideomotor.systems.quickstart import one_thread
         from ideomotor.systems.quickstart_report import DEFAULT_TASKS
+        from ideomotor.systems.quickstarts import threads
         from ideomotor.systems.trials import success_table
         from ideomotor.systems.vpdd_stages import evaluate
 
-        with one_thread():  # as in the quickstart: costs can then be compared, and two would spin as much as they work
+        with threads(1):  # as in the quickstart: costs can then be compared, and two would spin as much as they work
             rows = evaluate(
                 self.policy,
                 self.tasks or DEFAULT_TASKS[self.world],

@@ -82,6 +82,15 @@ def share(part: float, label: str) -> str:
     )
 
 
+def legend(names: Sequence[str]) -> str:
+    """Returns the names of a chart's lines, each after a stroke of its colour."""
+    return "".join(
+        '<span class="entry"><svg width="22" height="8" aria-hidden="true">'
+        f'<path class="line k{i % NUM_COLOURS}" d="M1 4h20"/></svg>{escape(name)}</span>'
+        for i, name in enumerate(names)
+    )
+
+
 def lines(series: Sequence[Line], label: str) -> str:
     """Returns a chart of the lines with axes; the vertical one is logarithmic where values span 1 to 30 or more.
 

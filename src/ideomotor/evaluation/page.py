@@ -58,7 +58,7 @@ def render(data: ReportData) -> str:
         created=f'<p class="created">{say.escaped(data.created)}</p>' if data.created else "",
         banner=banner,
         result=_result(data),
-        protocol=pairs(data.protocol, "The protocol of this run") or _not_yet("The protocol was not given."),
+        protocol=pairs(data.protocol, "The protocol of this run") or not_yet("The protocol was not given."),
         imagination=_imagination(data),
         tasks=_tasks(data.arms),
         dial=dial.section(data.dial),
@@ -139,7 +139,7 @@ def _card(kind: str, label: str, figure: str, under: Sequence[str]) -> str:
 
 def _verdict(comparison: Comparison | None) -> str:
     if comparison is None:
-        return _not_yet("Whether pre-training helped is told when both arms have met the same episodes.")
+        return not_yet("Whether pre-training helped is told when both arms have met the same episodes.")
     gap = comparison.difference
     interval = f"95% interval {say.points(gap.low)} to {say.points(gap.high)} points"
     if gap.low > 0 or gap.high < 0:
@@ -175,7 +175,7 @@ def _how_sure(data: ReportData) -> str:
 def _imagination(data: ReportData) -> str:
     imagination = data.imagination
     if imagination is None:
-        return _not_yet("No clip has been imagined yet; this comes after pre-training.")
+        return not_yet("No clip has been imagined yet; this comes after pre-training.")
     ours, still = imagination.moving_psnr, imagination.repeat_last_moving_psnr
     word = "nearer to what happened than" if ours > still else "no nearer to what happened than"
     said = (
@@ -189,7 +189,7 @@ def _imagination(data: ReportData) -> str:
     )
     clips = "".join(_clip(i, clip) for i, clip in enumerate(imagination.clips, start=1))
     lead = "<p>Context is what the model saw, truth what then happened, imagination what it foretold.</p>"
-    clips = f'{lead}<div class="clips">{clips}</div>' if clips else _not_yet("No clip was kept to be shown.")
+    clips = f'{lead}<div class="clips">{clips}</div>' if clips else not_yet("No clip was kept to be shown.")
     return f'<div class="cards">{cards}</div><p class="verdict">{say.escaped(said)}</p>{clips}'
 
 
@@ -201,7 +201,7 @@ def _clip(number: int, clip: ImaginedClip) -> str:
         "Imagination": (clip.imagination, "together"),
     }
     videos = "".join(
-        f"<figure>{_video(content, f'{label}: {name}', kind)}<figcaption>{label}</figcaption></figure>"
+        f"<figure>{video(content, f'{label}: {name}', kind)}<figcaption>{label}</figcaption></figure>"
         for label, (content, kind) in shown.items()
     )
     facts = [say.escaped(clip.source)] if clip.source else []
@@ -219,7 +219,7 @@ def _tasks(arms: Mapping[str, Arm]) -> str:
     present = {name: arms[name].tasks for name in ARMS if name in arms}
     names = list(dict.fromkeys(task for tasks in present.values() for task in tasks))
     if not names:
-        return _not_yet("No episode has been run yet; this comes after fine-tuning.")
+        return not_yet("No episode has been run yet; this comes after fine-tuning.")
     heads = "".join(
         f'<th scope="col" role="columnheader" class="number"><span class="key {arm}"></span>{ARMS[arm]}</th>'
         for arm in present
@@ -259,7 +259,7 @@ def _count(row: TaskSuccess | None) -> str:
 
 def _rollouts(videos: Sequence[RolloutVideo]) -> str:
     if not videos:
-        return _not_yet("No episode was recorded yet.")
+        return not_yet("No episode was recorded yet.")
     groups: dict[str, list[str]] = {}
     for item in videos:
         result = item.result
@@ -267,7 +267,7 @@ def _rollouts(videos: Sequence[RolloutVideo]) -> str:
         arm = ARMS.get(result.arm, result.arm)
         seen = f"{arm}, {result.task}, goal {result.goal}: {ended[1][2:]} after {result.steps} steps"
         groups.setdefault(result.task, []).append(
-            f'<figure class="rollout {_kind(result.arm)}">{_video(item.video, seen)}<figcaption>'
+            f'<figure class="rollout {_kind(result.arm)}">{video(item.video, seen)}<figcaption>'
             f'<span class="key {_kind(result.arm)}"></span>{say.escaped(arm)}<br>'
             f'<span class="{ended[0]}">{ended[1]}</span> '
             f'<span class="small">{result.steps} steps · goal {result.goal}</span></figcaption></figure>'
@@ -281,7 +281,7 @@ def _rollouts(videos: Sequence[RolloutVideo]) -> str:
 
 def _training(data: ReportData) -> str:
     if not data.curves:
-        return _not_yet("No stage has logged a curve yet.")
+        return not_yet("No stage has logged a curve yet.")
     stages: dict[str, list[charts.Line]] = {}
     for curve in data.curves:
         stages.setdefault(curve.stage, []).append(charts.Line(curve.name, curve.steps, curve.values))
@@ -304,7 +304,7 @@ def _training(data: ReportData) -> str:
 
 def _cost(stages: Sequence[Stage]) -> str:
     if not stages:
-        return _not_yet("No stage has finished yet.")
+        return not_yet("No stage has finished yet.")
     total, most = (
         sum(stage.seconds for stage in stages if not stage.beside),
         say.memory(max(stage.peak_rss_bytes for stage in stages)),
@@ -333,7 +333,7 @@ def _part(seconds: float, total: float) -> str:
 
 def _settings(settings: Mapping[str, Any]) -> str:
     if not settings:
-        return _not_yet("The settings were not given.")
+        return not_yet("The settings were not given.")
     text = json.dumps(settings, indent=2, default=str, ensure_ascii=False)
     return f'<details><summary>All settings of this run</summary><pre tabindex="0">{say.escaped(text)}</pre></details>'
 
@@ -349,7 +349,8 @@ def pairs(values: Mapping[str, Any], caption: str) -> str:
     return f'<table class="pairs"><caption>{say.escaped(caption)}</caption><tbody>{rows}</tbody></table>'
 
 
-def _video(content: bytes, label: str, kind: str = "") -> str:
+def video(content: bytes, label: str, kind: str = "") -> str:
+    """Returns an mp4 (h264) as part of the page itself."""
     if content[4:8] != b"ftyp":
         raise ValueError(f"{label!r} begins with {content[:12]!r}, which is no mp4: encode it as h264 in mp4 first")
     data = base64.b64encode(content).decode()
@@ -359,7 +360,8 @@ def _video(content: bytes, label: str, kind: str = "") -> str:
     )
 
 
-def _not_yet(said: str) -> str:
+def not_yet(said: str) -> str:
+    """Returns what stands where something is missing."""
     return f'<p class="missing">{say.escaped(said)}</p>'
 
 

@@ -128,11 +128,7 @@ def _figure(summary: StudySummary) -> str:
             f'<figure class="study">{drawn}<figcaption>{what} over the tasks, with 95% intervals.</figcaption></figure>'
         )
     drawn = charts.bands(series, f"{what}, at the end: {said}", "environment steps learned from", shares=success)
-    legend = "".join(
-        '<span class="entry"><svg width="22" height="8" aria-hidden="true">'
-        f'<path class="line k{i % charts.NUM_COLOURS}" d="M1 4h20"/></svg>{say.escaped(band.name)}</span>'
-        for i, band in enumerate(series)
-    )
+    legend = charts.legend([band.name for band in series])
     return (
         f'<figure class="study">{drawn}<figcaption>{legend}<br>{what} over the tasks, with 95% intervals.'
         "</figcaption></figure>"

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ideomotor.data.formats import open_dataset
+from ideomotor.systems import quickstarts
 from ideomotor.systems.collection import CollectionConfig, collect_with_progress
 from ideomotor.systems.collection_worlds import WORLDS, world_config
 from ideomotor.systems.imagination import imagine_held_out
@@ -38,8 +34,8 @@ from ideomotor.systems.vpdd_stages import (
     tokenizer_of,
     train_tokenizer,
 )
-from ideomotor.training.checkpoint import read_json, write_json
-from ideomotor.training.config import config_from_json, config_to_json, differences
+from ideomotor.training.checkpoint import read_json
+from ideomotor.training.config import config_from_json, config_to_json
 from ideomotor.training.run import Run
 
 console = Console(soft_wrap=True)
@@ -62,7 +58,7 @@ def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 
         if not (out / "data" / name).is_dir():
             raise ValueError(f"{out / 'data' / name} is gone: remove {out / 'collect'} too, and it is collected again")
     try:
-        with one_thread(), beside(out, workers) as check:
+        with quickstarts.threads(1), beside(out, workers) as check:
             pretrained_arm(config, model, out, workers, check)
     except RuntimeError:
         report_of(out)  # what there is; the page says what is missing
@@ -166,7 +162,7 @@ def control_arm(out: Path, workers: int) -> None:
     then = read_json(out / "quickstart.json")
     config = config_from_json(QuickstartConfig, then["quickstart"])
     model = without_foresight(config_from_json(VPDD, then["model"]))
-    with one_thread():
+    with quickstarts.threads(1):
         with stage(out, "control", config.seed, model) as run:
             if not run.finished:
                 shown = demonstrations(out, model)
@@ -186,67 +182,21 @@ def demonstrations(out: Path, model: VPDD) -> Sources:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Two processes of one thread each keep two cores busy; networks this small gain little from two threads.
-
-    Fixed, and not taken from the machine, so that the same seed gives the same weights on any number of cores.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def beside(out: Path, workers: int) -> Iterator[Callable[[], None]]:
-    """While the body runs, a process of its own does the control's stages; it ends with this one, however that ends.
-
-    Yields what tells whether the control has failed, to be called now and then.
-
-    Raises:
-        RuntimeError: the control failed; the message holds the end of its log.
-    """
-    if all((out / name / "done.json").is_file() for name in ("control", "evaluate-control")):
-        for name in ("control", "evaluate-control"):
+    """While the body runs, a process of its own does the control's stages; see ``quickstarts.beside``."""
+    names = ("control", "evaluate-control")
+    if all((out / name / "done.json").is_file() for name in names):
+        for name in names:
             console.print(f"{_numbered(name)}: done already", markup=False)
         yield lambda: None
         return
     log = out / "control.log"
-    command = [sys.executable, "-m", "ideomotor.systems.quickstart", str(out), str(workers)]
-    with log.open("ab") as file:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file)
     console.print(f"{_numbered('control')}: runs beside the other stages; its log is {log}", markup=False)
-
-    def check() -> None:
-        if process.poll():
-            end = log.read_text(errors="replace").splitlines()[-1:]
-            raise RuntimeError(
-                f"the control ended with status {process.returncode} ({' '.join(end)}); its log is {log}. Run the same "
-                "command again: what is finished stays"
-            )
-
-    try:
+    with quickstarts.beside("ideomotor.systems.quickstart", (str(out), str(workers)), log, "the control") as check:
         yield check
-        process.wait()
-        check()
-    finally:
-        process.kill()
-        process.wait()
     for stage in stages_of(out):
-        if stage.name in ("control", "evaluate-control"):
+        if stage.name in names:
             console.print(f"{_numbered(stage.name)}: {stage.seconds:.0f} s", markup=False)
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that began it does: then the pipe to its standard input breaks."""
-
-    def wait() -> None:
-        os.read(0, 1)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _numbered(name: str) -> str:
@@ -295,18 +245,8 @@ def claim(config: QuickstartConfig, model: VPDD, out: Path, videos: str) -> None
     Raises:
         ValueError: ``out`` was begun with other settings or videos.
     """
-    path = out / "quickstart.json"
-    now = {"quickstart": config_to_json(config), "model": config_to_json(model), "videos": {"fingerprint": videos}}
-    if path.is_file():
-        changed = differences(read_json(path), now)
-        if changed:
-            raise ValueError(
-                f"{out} holds a quickstart of other settings ({'; '.join(changed[:5])}): give the same ones, or "
-                "another --out"
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, now)
+    noted = {"quickstart": config_to_json(config), "model": config_to_json(model), "videos": {"fingerprint": videos}}
+    quickstarts.claim(out, noted)
 
 
 def try_out(config: QuickstartConfig, out: Path, arm: str, workers: int) -> None:
@@ -326,8 +266,4 @@ def try_out(config: QuickstartConfig, out: Path, arm: str, workers: int) -> None
 
 
 if __name__ == "__main__":  # the process of ``beside``
-    _end_with_parent()
-    try:
-        control_arm(Path(sys.argv[1]), int(sys.argv[2]))
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
+    quickstarts.main(lambda out, workers: control_arm(Path(out), int(workers)))

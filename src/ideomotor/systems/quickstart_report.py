@@ -89,7 +89,7 @@ def report_of(out: Path) -> Path:
         curves=_curves(out),
         stages=stages_of(out),
         settings=settings,
-        environment=_environment(),
+        environment=environment(),
     )
     return report.write_report(out, data)
 
@@ -233,7 +233,8 @@ def _imagination(folder: Path) -> report.Imagination | None:
         )
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Returns the versions and the machine."""
     versions = {
         name: metadata.version(name) for name in ("ideomotor", "torch", "metaworld", "mujoco") if _installed(name)
     }

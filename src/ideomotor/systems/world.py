@@ -112,7 +112,9 @@ class World:
             )
         newest = frames[:, -self.context :].to(self.device)
         tokens = self.tokenizer.tokenize(newest).context
-        return WorldState(self.predictor.observe(tokens, self.horizon), self.tokenizer.observe(tokens), newest)
+        return WorldState(
+            self.predictor.observe(tokens, self.horizon), self.tokenizer.observe(tokens, newest[:, -1]), newest
+        )
 
     @torch.inference_mode()
     def step(self, state: WorldState, action: Float[Tensor, "b a"] | None = None) -> Imagined:

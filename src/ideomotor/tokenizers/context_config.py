@@ -28,6 +28,8 @@ class ContextVQGANConfig:
         middle_attention: the context's own branch has attention too, at its coarsest resolution.
         symmetric: the decoder attends to the context at the resolutions where the encoder does. False is the published
             form, which attends after each upsampling instead, and so misses one of them.
+        residual: future frames are told and painted as what differs from the last context frame. Where a camera stands
+            still, their tokens then need not hold the scene, and painting begins as good as repeating that frame.
     """
 
     size: int = 64
@@ -47,6 +49,7 @@ class ContextVQGANConfig:
     dropout: float = 0.1
     middle_attention: bool = False
     symmetric: bool = False
+    residual: bool = False
 
     def __post_init__(self) -> None:
         smallest = min(self.size, self.context_length, *self.widths, self.blocks, self.latent, self.patch)

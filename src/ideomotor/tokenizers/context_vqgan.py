@@ -38,6 +38,8 @@ class ContextFeatures(NamedTuple):
     pixels: Float[Tensor, "b c colour h w"]
     """The context frames as their tokens give them, in [0, 1] but not clamped."""
     memory: tuple[KeyValue, ...]
+    ground: Float[Tensor, "b colour h w"] | None = None
+    """The last context frame in [0, 1], onto which a residual tokenizer paints."""
 
     @property
     def frames(self) -> UInt8[Tensor, "b c colour h w"]:
@@ -47,13 +49,13 @@ class ContextFeatures(NamedTuple):
     def select(self, rows: Int[Tensor, " rows"]) -> ContextFeatures:
         """Returns those samples, in that order."""
         memory = tuple(KeyValue(past.key[rows], past.value[rows]) for past in self.memory)
-        return ContextFeatures(self.pixels[rows], memory)
+        return ContextFeatures(self.pixels[rows], memory, None if self.ground is None else self.ground[rows])
 
     def repeat(self, times: int) -> ContextFeatures:
         """Returns each sample ``times`` times in a row, so that several futures share one past."""
-        return ContextFeatures(
-            self.pixels.repeat_interleave(times, 0), tuple(past.repeat(times) for past in self.memory)
-        )
+        ground = None if self.ground is None else self.ground.repeat_interleave(times, 0)
+        memory = tuple(past.repeat(times) for past in self.memory)
+        return ContextFeatures(self.pixels.repeat_interleave(times, 0), memory, ground)
 
 
 class ContextVQGAN(nn.Module):
@@ -77,6 +79,9 @@ class ContextVQGAN(nn.Module):
         self.to_dynamics, self.from_dynamics = nn.Linear(cell, width), nn.Linear(width, cell)
         self.context_codebook = _codebook(config, config.context_codes)
         self.dynamics_codebook = _codebook(config, config.dynamics_codes)
+        if config.residual:  # at the start what is painted is the ground
+            nn.init.zeros_(self.future_decoder.conv_out.weight)
+            nn.init.zeros_(self.future_decoder.conv_out.bias)  # type: ignore[arg-type]
 
     @property
     def context_codes(self) -> int:
@@ -118,12 +123,19 @@ class ContextVQGAN(nn.Module):
         if frames.shape[1] == context:
             rows, columns = self.dynamics_grid
             return ContextTokens(seen, seen.new_zeros(samples, 0, rows * columns))
-        _, ids, _ = self.dynamics_codebook(self._compress(frames[:, context:], maps))
+        _, ids, _ = self.dynamics_codebook(self._compress(frames[:, context:], maps, frames[:, context - 1]))
         return ContextTokens(seen, rearrange(ids, "(b f) m -> b f m", b=samples))
 
     @torch.no_grad()
-    def observe(self, context: Int[Tensor, "b c n"]) -> ContextFeatures:
+    def observe(
+        self, context: Int[Tensor, "b c n"], last: UInt8[Tensor, "b colour h w"] | None = None
+    ) -> ContextFeatures:
         """Returns the painted context, and what painting the frames after it needs.
+
+        Args:
+            context: tokens of the context frames.
+            last: the last of these frames as it was seen, where that is known: a better ground for a residual tokenizer
+                than the painted one.
 
         Raises:
             ValueError: an id is no code, or there are not ``context_length`` frames of whole grids.
@@ -136,7 +148,7 @@ class ContextVQGAN(nn.Module):
             )
         _check_ids(context, self.context_codes, "context")
         codes = self.context_codebook.lookup(rearrange(context, "b c (h w) -> (b c) h w", h=rows))
-        return self._remember(codes, len(context))
+        return self._remember(codes, len(context), last)
 
     def paint(self, dynamics: Int[Tensor, "b f m"], features: ContextFeatures) -> UInt8[Tensor, "b f c h w"]:
         """Returns the frames after the context that those tokens stand for.
@@ -160,7 +172,8 @@ class ContextVQGAN(nn.Module):
         if not dynamics.shape[1]:
             return features.pixels.new_zeros(len(dynamics), 0, 3, size, size)
         codes = self.dynamics_codebook.lookup(rearrange(dynamics, "b f m -> (b f) m"))
-        return rearrange(self._unfold(codes, features.memory), "(b f) c h w -> b f c h w", b=len(dynamics)).float()
+        painted = self._unfold(codes, features, len(dynamics))
+        return rearrange(painted, "(b f) c h w -> b f c h w", b=len(dynamics)).float()
 
     def forward(self, clip: Clip) -> Losses:
         """Returns pixel errors and commitments over every camera; perception and critic: ``tokenizers.critic``."""
@@ -173,9 +186,12 @@ class ContextVQGAN(nn.Module):
         context = self.context_length
         latents, maps = self._look(frames[:, :context])
         codes, ids, commitment = self.context_codebook(latents)
-        dynamics, future_ids, future_commitment = self.dynamics_codebook(self._compress(frames[:, context:], maps))
-        features = self._remember(codes, len(frames))
-        painted = self._unfold(dynamics, features.memory)
+        last = frames[:, context - 1]
+        dynamics, future_ids, future_commitment = self.dynamics_codebook(
+            self._compress(frames[:, context:], maps, last)
+        )
+        features = self._remember(codes, len(frames), last)
+        painted = self._unfold(dynamics, features, len(frames))
         true = _unit(rearrange(frames[:, :context], "b c colour h w -> (b c) colour h w"))
         future = _unit(rearrange(frames[:, context:], "b f c h w -> (b f) c h w"))
         return Reconstruction(
@@ -188,30 +204,41 @@ class ContextVQGAN(nn.Module):
         latents, maps = self.context_encoder(self._scaled(context))
         return rearrange(self.to_context(latents), "frames d h w -> frames h w d"), maps
 
-    def _compress(self, future: UInt8[Tensor, "b f c h w"], maps: list[Tensor]) -> Float[Tensor, "frames m d"]:
-        """Latents of the future frames before quantization."""
-        latents, _ = self.future_encoder(self._scaled(future), self.future_encoder.remember(maps))
+    def _compress(
+        self, future: UInt8[Tensor, "b f c h w"], maps: list[Tensor], last: UInt8[Tensor, "b c h w"]
+    ) -> Float[Tensor, "frames m d"]:
+        """Latents of the future frames before quantization; ``last`` is the last context frame."""
+        shown = self._scaled(future)
+        if self.config.residual:
+            shown = shown - self._scaled(last[:, None].expand_as(future))
+        latents, _ = self.future_encoder(shown, self.future_encoder.remember(maps))
         patch = self.config.patch
         cells = rearrange(latents, "frames d (h y) (w x) -> frames (h w) (y x d)", y=patch, x=patch)
         return self.to_dynamics(cells)
 
-    def _remember(self, codes: Float[Tensor, "frames h w d"], samples: int) -> ContextFeatures:
+    def _remember(
+        self, codes: Float[Tensor, "frames h w d"], samples: int, last: UInt8[Tensor, "b c h w"] | None
+    ) -> ContextFeatures:
         latents = self.from_context(rearrange(self._cast(codes), "frames h w d -> frames d h w"))
         pixels, maps = self.context_decoder(latents)
-        return ContextFeatures(
-            rearrange(pixels, "(b c) colour h w -> b c colour h w", b=samples).float(),
-            self.future_decoder.remember(maps),
-        )
+        painted = rearrange(pixels, "(b c) colour h w -> b c colour h w", b=samples).float()
+        ground = None
+        if self.config.residual:
+            ground = painted[:, -1].clamp(0, 1) if last is None else _unit(last)
+        return ContextFeatures(painted, self.future_decoder.remember(maps), ground)
 
     def _unfold(
-        self, codes: Float[Tensor, "frames m d"], memory: tuple[KeyValue, ...]
+        self, codes: Float[Tensor, "frames m d"], features: ContextFeatures, samples: int
     ) -> Float[Tensor, "frames _ h w"]:
         patch = self.config.patch
         cells = self.from_dynamics(self._cast(codes))
         latents = rearrange(
             cells, "frames (h w) (y x d) -> frames d (h y) (w x)", h=self.dynamics_grid[0], y=patch, x=patch
         )
-        return self.future_decoder(latents, memory)[0]
+        painted = self.future_decoder(latents, features.memory)[0]
+        if features.ground is None:
+            return painted
+        return painted.float() + features.ground.repeat_interleave(len(painted) // samples, 0)
 
     def _scaled(self, frames: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, "frames c h w"]:
         return self._cast(_unit(rearrange(frames, "b t c h w -> (b t) c h w")))

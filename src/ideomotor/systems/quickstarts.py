@@ -1,0 +1,96 @@
+"""What all quickstarts share: a folder that is theirs, fixed threads, and a process that does some stages beside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ideomotor.training.checkpoint import read_json, write_json
+from ideomotor.training.config import differences
+
+
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Notes the settings in ``out``/quickstart.json, or checks that they are those noted.
+
+    Raises:
+        ValueError: ``out`` was begun with other settings.
+    """
+    path = out / "quickstart.json"
+    if path.is_file():
+        changed = differences(read_json(path), settings)
+        if changed:
+            raise ValueError(
+                f"{out} holds a quickstart of other settings ({'; '.join(changed[:5])}): give the same ones, or "
+                "another --out"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """That many threads inside: fixed, and not taken from the machine, so that the same seed gives the same weights."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def beside(module: str, arguments: Sequence[str], log: Path, what: str) -> Iterator[Callable[[], None]]:
+    """While the body runs, ``python -m module arguments`` does too, its output added to ``log``; then waits for it.
+
+    Yields what tells whether it has failed, to be called now and then.
+
+    Raises:
+        RuntimeError: it failed; the message holds the end of its log.
+    """
+    with log.open("ab") as file:
+        command = [sys.executable, "-m", module, *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file)
+
+    def check() -> None:
+        if process.poll():
+            end = log.read_text(errors="replace").splitlines()[-1:]
+            raise RuntimeError(
+                f"{what} ended with status {process.returncode} ({' '.join(end)}); its log is {log}. Run the same "
+                "command again: what is finished stays"
+            )
+
+    try:
+        yield check
+        process.wait()
+        check()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def main(work: Callable[..., None]) -> None:
+    """What such a process does: its arguments go to ``work``; errors that a user can mend are the last line said."""
+    _end_with_parent()
+    try:
+        work(*sys.argv[1:])
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that began it does: then the pipe to its standard input breaks."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
