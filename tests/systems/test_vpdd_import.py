@@ -19,7 +19,8 @@ from ideomotor.diffusion.schedule import Vocabulary, linear_schedule
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy
 from ideomotor.systems import vpdd_import
-from ideomotor.systems.vpdd_import import import_vpdd, models_of, read_checkpoint
+from ideomotor.systems.importing import read_checkpoint
+from ideomotor.systems.vpdd_import import import_vpdd, models_of
 from ideomotor.systems.vpdd_published_stages import load_published
 from ideomotor.training.checkpoint import read_model_info, save_model
 

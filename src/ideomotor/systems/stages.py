@@ -25,6 +25,7 @@ from ideomotor.training.run import Run
 
 System = VPDD | PublishedVPDD | IVideoGPT
 Config = TypeVar("Config", VPDD, PublishedVPDD, IVideoGPT)
+IMPORT_FILE = "import.json"  # beside models that were imported
 FAST_FILE, PUBLISHED_FILE, WORLD_FILE = "vpdd.json", "vpdd_published.json", "ivideogpt.json"
 CONFIG_FILES: dict[type, str] = {VPDD: FAST_FILE, PublishedVPDD: PUBLISHED_FILE, IVideoGPT: WORLD_FILE}
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import pickle
-import shutil
-import struct
-import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ideomotor.data.formats import open_dataset
@@ -27,21 +19,17 @@ from ideomotor.layers.gpt import GPTConfig
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPolicyConfig
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
-from ideomotor.systems.stages import PUBLISHED_FILE, learned_with
+from ideomotor.systems.importing import filled, importing, read_checkpoint, refuse_other_folder, sha256, tensors_of
+from ideomotor.systems.stages import IMPORT_FILE, PUBLISHED_FILE, learned_with
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
-from ideomotor.systems.vpdd_published_stages import IMPORT_FILE, PublishedModels, fitted_bins, text_encoder
+from ideomotor.systems.vpdd_published_stages import PublishedModels, fitted_bins, text_encoder
 from ideomotor.tokenizers.axial_vqvae import AxialVQVAE, AxialVQVAEConfig
-from ideomotor.training.checkpoint import save_model, write_json, writing
+from ideomotor.training.checkpoint import save_model, write_json
 from ideomotor.training.config import config_to_json
-from ideomotor.training.learner import check_tensors
 
 Weights = Literal["ema", "model"]
 Policy = GPTDiffusionPolicy | MultiviewGPTPolicy
-Model = TypeVar("Model", bound=nn.Module)
 _FOLDERS = ("tokenizer", "predictor", "bins", "policy")  # each after those that it learned with
-# What torch's restricted reader was seen to raise on bytes that were tampered with.
-_DAMAGED = (RuntimeError, EOFError, LookupError, AssertionError, AttributeError, TypeError, ValueError, ArithmeticError,
-            struct.error, zipfile.BadZipFile)  # fmt: skip
 
 
 def import_vpdd(
@@ -63,24 +51,19 @@ def import_vpdd(
         FileNotFoundError: there is no such file.
         ValueError: it holds anything but a published checkpoint, or something other than tensors and plain values.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / IMPORT_FILE).is_file())):
-        raise ValueError(f"{out} is there already and holds no import: give a new folder")
+    refuse_other_folder(out)
     content = read_checkpoint(source)
     step = content.get("step")
     models = completed(models_of(content, weights), demonstrations, text)
     facts = {
         "source": source.name,
-        "sha256": _sha256(source),
+        "sha256": sha256(source),
         "weights": weights if "ema" in content else "",
         "step": step if isinstance(step, int) else None,
         "left_out": list(models.left_out),
     }
-    draft = out.resolve().with_name(f".{out.resolve().name}.new-{os.getpid()}")
-    try:
+    with importing(out) as draft:
         _write(models, draft, facts)
-        _move(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     lines = []
     for name, module in _parts(models).items():
         count = sum(weight.numel() for weight in module.parameters())
@@ -108,18 +91,6 @@ def _write(models: PublishedModels, folder: Path, facts: Mapping[str, Any]) -> N
     write_json(folder / IMPORT_FILE, facts)
 
 
-def _move(draft: Path, out: Path) -> None:
-    """Puts a whole import in the place of an earlier one, of which no model stays; the roll-outs beside it do."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (*_FOLDERS, PUBLISHED_FILE, IMPORT_FILE):
-            if (out / name).is_dir():
-                shutil.rmtree(out / name)
-            (out / name).unlink(missing_ok=True)
-            if (draft / name).exists():
-                (draft / name).rename(out / name)
-
-
 def completed(models: PublishedModels, demonstrations: Path | None, text: str | None) -> PublishedModels:
     """Returns the models with what a checkpoint lacks for acting: action bins, and the text encoder's name.
 
@@ -145,7 +116,7 @@ def models_of(content: Mapping[str, Any], weights: Weights = "ema") -> Published
         ValueError: names are missing or left over, or shapes do not fit; the message lists them.
     """
     if "state_dict" in content:
-        return _tokenizer_alone(_tensors(content["state_dict"], "state_dict"), _strides(content))
+        return _tokenizer_alone(tensors_of(content["state_dict"], "state_dict"), _strides(content))
     if "model" in content or "ema" in content:
         if weights not in content:
             raise ValueError(
@@ -153,12 +124,12 @@ def models_of(content: Mapping[str, Any], weights: Weights = "ema") -> Published
             )
         _check_codebooks(content)
         content = content[weights]
-    state = _tensors(content, "the checkpoint")
+    state = tensors_of(content, "the checkpoint")
     if not any(name.startswith("model.") for name in state):
         return _tokenizer_alone(state, None)
     parts = names.split_checkpoint(state)
     tokenizer = _tokenizer(parts.tokenizer, None)
-    predictor = _filled(
+    predictor = filled(
         PerceiverDiffusionPredictor,
         PerceiverDiffusionPredictorConfig(**names.predictor_config(parts.predictor)),
         names.predictor_from_published(parts.predictor),
@@ -188,62 +159,20 @@ def models_of(content: Mapping[str, Any], weights: Weights = "ema") -> Published
     return PublishedModels(tokenizer, predictor, policy, config, parts.left_out)
 
 
-def read_checkpoint(source: Path) -> Mapping[str, Any]:
-    """Returns the mapping in a checkpoint of torch or in a safetensors file, without running anything in it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is none of these, or loading it would run code.
-    """
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is not a file: give a published checkpoint (.pt, .ckpt, .safetensors)")
-    if source.suffix == ".safetensors":
-        try:
-            return load_file(source)
-        except SafetensorError as error:
-            raise ValueError(f"{source} is not a safetensors file ({error}): it was damaged or misnamed") from error
-    try:
-        with torch.serialization.safe_globals([Namespace]):  # plain values; the release keeps its arguments in one
-            content = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "its pickle is not plain")
-        raise ValueError(
-            f"{source} holds more than tensors, and loading it could run code, so it was not loaded ({reason[:160]}). "
-            "If you trust it, keep its tensors alone, in a throw-away environment: "
-            'torch.save({"state_dict": torch.load(path, weights_only=False)["state_dict"]}, new_path), or the entries '
-            "step, model and ema of a diffusion checkpoint"
-        ) from error
-    except _DAMAGED as error:
-        raise ValueError(f"{source} is not a checkpoint of torch ({error}): it was damaged or misnamed") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"{source} holds a {type(content).__name__}; wanted a checkpoint's mapping of names to tensors"
-        )
-    return content
-
-
 def _tokenizer_alone(state: Mapping[str, Tensor], strides: tuple[int, int, int] | None) -> PublishedModels:
     return PublishedModels(_tokenizer(state, strides), None, None, None)
 
 
 def _tokenizer(state: Mapping[str, Tensor], strides: tuple[int, int, int] | None) -> AxialVQVAE:
-    return _filled(AxialVQVAE, AxialVQVAEConfig(**tokenizer_config(state, strides)), tokenizer_from_published(state))
+    return filled(AxialVQVAE, AxialVQVAEConfig(**tokenizer_config(state, strides)), tokenizer_from_published(state))
 
 
 def _policy(state: Mapping[str, Tensor]) -> Policy:
     sizes, trunk = names.policy_config(state)
     tensors = names.policy_from_published(state)
     if names.is_multiview(state):
-        return _filled(MultiviewGPTPolicy, MultiviewGPTPolicyConfig(**sizes, trunk=GPTConfig(**trunk)), tensors)
-    return _filled(GPTDiffusionPolicy, GPTDiffusionPolicyConfig(**sizes, trunk=GPTConfig(**trunk)), tensors)
-
-
-def _filled(cls: Callable[[Any], Model], config: Any, tensors: Mapping[str, Tensor]) -> Model:
-    with torch.random.fork_rng(devices=[]):
-        module = cls(config)
-    check_tensors(module.state_dict(), tensors, f"the checkpoint's {type(module).__name__}")
-    module.load_state_dict(tensors)
-    return module.eval()
+        return filled(MultiviewGPTPolicy, MultiviewGPTPolicyConfig(**sizes, trunk=GPTConfig(**trunk)), tensors)
+    return filled(GPTDiffusionPolicy, GPTDiffusionPolicyConfig(**sizes, trunk=GPTConfig(**trunk)), tensors)
 
 
 def _check_codebooks(content: Mapping[str, Any]) -> None:
@@ -255,15 +184,6 @@ def _check_codebooks(content: Mapping[str, Any]) -> None:
             "the checkpoint's copies of the codebook differ between its entries or its networks: keep one entry alone, "
             'for example torch.save({"model": checkpoint["model"]}, new_path), and give --weights model'
         )
-
-
-def _tensors(content: Any, where: str) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{where} holds a {type(content).__name__}; wanted names and tensors")
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ValueError(f"{where} holds other things than tensors: {', '.join(others)}")
-    return dict(content)
 
 
 def _strides(content: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -284,8 +204,3 @@ def _summary(left_out: tuple[str, ...]) -> list[str]:
         part = ".".join([word for word in words[:-1] if not word.isdigit()][:3]) or name
         counts[part] = counts.get(part, 0) + 1
     return [f"{part} ({count} tensors)" for part, count in counts.items()]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

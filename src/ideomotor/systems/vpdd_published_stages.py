@@ -20,6 +20,7 @@ from ideomotor.policies.published_actions import ActionBins, ActionBinsConfig
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
 from ideomotor.systems.sources import DataOptions, Sources, TrainingClips, open_sources, recorded_actions, tokenized
 from ideomotor.systems.stages import (
+    IMPORT_FILE,
     PUBLISHED_FILE,
     encoder_named,
     fit,
@@ -45,7 +46,6 @@ from ideomotor.training.config import config_to_json, differences
 from ideomotor.training.run import Run
 
 Model = TypeVar("Model", bound=nn.Module)
-IMPORT_FILE = "import.json"
 _LEARNED = ("size", "window.frames", "window.ahead", "window.stride", "steps", "replace", "tokenizer.", "predictor.")
 
 
