@@ -15,6 +15,7 @@ from ideomotor.cli import ivideogpt, vpdd
 from ideomotor.cli.data import DataVerbs
 from ideomotor.cli.imagine import Imagine
 from ideomotor.cli.presets import preset, system_configs
+from ideomotor.cli.published import Export, ImportVerbs
 from ideomotor.cli.study import StudyCommand
 from ideomotor.systems.ivideogpt import IVideoGPT
 from ideomotor.systems.vpdd import PRESETS, VPDD
@@ -136,32 +137,6 @@ class Collect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Import:
-    """Turns a published checkpoint into folders of this library: its tokenizer and its networks, number for number."""
-
-    system: tyro.conf.Positional[Literal["vpdd"]]
-    """Whose checkpoint it is."""
-    source: tyro.conf.Positional[Path]
-    """The file: a checkpoint of torch, whose tensors alone are read (nothing in it is run), or safetensors."""
-    out: Path
-    """Folder to write: tokenizer, predictor, policy, and import.json with what was left out."""
-    weights: Literal["ema", "model"] = "ema"
-    """Of a diffusion checkpoint: the running average, which the release acts with, or the last weights."""
-    demonstrations: Path | None = None
-    """The data set that a Meta-World policy was trained on: its action bins, which no checkpoint holds, are fitted to
-    it. Needed to evaluate."""
-    text: str | None = None
-    """Folder with the CLIP (RN50, transformers layout) that the networks were trained with. Needed to evaluate."""
-
-    def run(self) -> None:
-        """Does it."""
-        from ideomotor.systems.vpdd_import import import_vpdd
-
-        for line in import_vpdd(self.source, self.out, self.weights, self.demonstrations, self.text):
-            console.print(line, markup=False, highlight=False)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """Writes the page of a quickstart run anew from what the run holds so far, finished or not."""
 
@@ -210,7 +185,8 @@ def _commands(vpdd_config: VPDD | PublishedVPDD, world_config: IVideoGPT) -> Any
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | Annotated[Collect, tyro.conf.subcommand("collect")]
         | Annotated[DataVerbs, tyro.conf.subcommand("data")]
-        | Annotated[Import, tyro.conf.subcommand("import")]
+        | Annotated[ImportVerbs, tyro.conf.subcommand("import")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[group, tyro.conf.subcommand("vpdd")]
         | Annotated[worlds, tyro.conf.subcommand("ivideogpt")]
         | Annotated[Imagine, tyro.conf.subcommand("imagine")]

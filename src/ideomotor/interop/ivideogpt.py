@@ -30,6 +30,10 @@ _BLOCK = {
 }
 _HEADS = {"action": "action_linear", "reward": "reward_linear", "reconstruction": "action_recon_linear"}
 _FIXED = {"hidden_act": "silu", "rope_scaling": None, "attention_bias": False, "tie_word_embeddings": False}
+_WANTED = ("num_attention_heads", "max_position_embeddings", "rms_norm_eps")
+"""What no tensor's shape tells."""
+_GRIDS = (256, 16)
+"""Tokens of a frame seen and of one foretold; typed in the published code, which reads no others."""
 
 
 def transformer_config(state: State, settings: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +47,9 @@ def transformer_config(state: State, settings: Mapping[str, Any], tokenizer: Map
     Raises:
         ValueError: the weights are not those of such a transformer, or not for that tokenizer.
     """
+    absent = [key for key in _WANTED if key not in settings]
+    if absent:
+        raise ValueError(f"not the config of an iVideoGPT transformer: {', '.join(absent)} missing")
     inner = _INNER if any(name.startswith(_INNER) for name in state) else ""
     vocab, width = _shape(state, f"{inner}model.embed_tokens.weight")
     codes = (tokenizer["num_vq_embeddings"], tokenizer["num_dyn_embeddings"])
@@ -73,6 +80,56 @@ def transformer_config(state: State, settings: Mapping[str, Any], tokenizer: Map
         "reward": "reward_linear.weight" in state,
         "action_reconstruction": 1.0 if "action_recon_linear.weight" in state else 0.0,  # the file tells no weight
         "trunk": trunk,
+    }
+
+
+def snapshot_settings(state: State) -> dict[str, Any]:
+    """Returns the ``config.json`` that a published training snapshot leaves out: both published sizes have heads of 64.
+
+    Raises:
+        ValueError: the weights are not those of such a transformer.
+    """
+    inner = _INNER if any(name.startswith(_INNER) for name in state) else ""
+    width = _shape(state, f"{inner}model.embed_tokens.weight")[1]
+    return {"num_attention_heads": max(1, width // 64), "max_position_embeddings": 1024, "rms_norm_eps": 1e-6}
+
+
+def config_to_published(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the published ``transformer/config.json`` for an AutoregressiveConfig, given as a dict of dicts.
+
+    Raises:
+        ValueError: the published code has no such transformer.
+    """
+    grids, trunk = (config["context_tokens"], config["dynamics_tokens"]), config["trunk"]
+    if grids != _GRIDS:
+        raise ValueError(
+            f"frames of {grids[0]} and {grids[1]} tokens came; the published code knows {_GRIDS[0]} and {_GRIDS[1]} "
+            "only: this world cannot be exported"
+        )
+    vocab = config["context_codes"] + config["dynamics_codes"] + 2
+    outside = max(50256, vocab)  # begin and end are no ids of the vocabulary, so that nothing ends early
+    return {
+        "architectures": ["LlamaModel" if config["action_width"] or config["reward"] else "LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": trunk["width"],
+        "intermediate_size": trunk["inner"],
+        "num_hidden_layers": trunk["layers"],
+        "num_attention_heads": trunk["heads"],
+        "num_key_value_heads": trunk["heads"],
+        "max_position_embeddings": trunk["positions"],
+        "max_length": trunk["positions"],
+        "attention_dropout": trunk["dropout"],
+        "rope_theta": trunk["rotary_base"],
+        "rms_norm_eps": trunk["norm_epsilon"],
+        **_FIXED,
+        "bos_token_id": outside,
+        "eos_token_id": outside,
+        "initializer_range": 0.02,
+        "pretraining_tp": 1,
+        "torch_dtype": "float32",
+        "transformers_version": "4.38.2",
+        "use_cache": True,
     }
 
 

@@ -87,7 +87,7 @@ def settings_to_published(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the published class has no such tokenizer.
     """
-    fixed = {"codebook": "learned", "symmetric": False, "heads": 4}
+    fixed = {"codebook": "learned", "symmetric": False, "residual": False, "heads": 4}
     odd = [f"{key}={settings[key]!r} (wanted {value!r})" for key, value in fixed.items() if settings[key] != value]
     if odd:
         raise ValueError(f"the published form has no tokenizer with {', '.join(odd)}: it cannot be exported")

@@ -1,0 +1,86 @@
+"""Published weights in and out: each system has its own verb below ``import`` and ``export``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+console = Console(soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportVPDD:
+    """Turns a published VPDD checkpoint into folders of this library, number for number."""
+
+    source: tyro.conf.Positional[Path]
+    """The file: a checkpoint of torch, whose tensors alone are read (nothing in it is run), or safetensors."""
+    out: Path
+    """Folder to write: tokenizer, predictor, policy, and import.json with what was left out."""
+    weights: Literal["ema", "model"] = "ema"
+    """Of a diffusion checkpoint: the running average, which the release acts with, or the last weights."""
+    demonstrations: Path | None = None
+    """The data set that a Meta-World policy was trained on: its action bins, which no checkpoint holds, are fitted to
+    it. Needed to evaluate."""
+    text: str | None = None
+    """Folder with the CLIP (RN50, transformers layout) that the networks were trained with. Needed to evaluate."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.vpdd_import import import_vpdd
+
+        _say(import_vpdd(self.source, self.out, self.weights, self.demonstrations, self.text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportIVideoGPT:
+    """Turns a published iVideoGPT folder into a world to imagine with, to step and to train on, number for number."""
+
+    source: tyro.conf.Positional[Path]
+    """The folder as downloaded (tokenizer/ and transformer/, safetensors and config.json), or one with the training
+    snapshots tokenizer.pt and model.pt, whose tensors alone are read (nothing in them is run)."""
+    out: Path
+    """Folder to write: tokenizer, world, ivideogpt.json, import.json."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.ivideogpt_import import import_ivideogpt
+
+        _say(import_ivideogpt(self.source, self.out))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Writes a world as the published code reads it: the hub's folders, safetensors under the published names."""
+
+    system: tyro.conf.Positional[Literal["ivideogpt"]]
+    """Whose published form it takes."""
+    folder: tyro.conf.Positional[Path]
+    """OUT of the world (or finetune) stage, or of an import."""
+    out: Path
+    """New folder to write: tokenizer/ and transformer/, each with a config.json."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.ivideogpt_import import export_ivideogpt
+
+        _say(export_ivideogpt(self.folder, self.out))
+
+
+@dataclass(frozen=True)
+class ImportVerbs:
+    """Turns published weights into folders of this library: of VPDD or iVideoGPT."""
+
+    command: Annotated[
+        Annotated[ImportVPDD, tyro.conf.subcommand("vpdd")]
+        | Annotated[ImportIVideoGPT, tyro.conf.subcommand("ivideogpt")],
+        tyro.conf.arg(name=""),
+    ]
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
