@@ -11,15 +11,17 @@ pass the longer of reading weights and cache once at the measured bandwidth, and
 Errors of reduced weights are over the logits of frame codes in one pass over the rollout of float32: root mean square
 over their standard deviation, and how often the likeliest code is the same one (with random weights, codes are nearly
 tied, so that it is a lower bound).
+
+Two more tables: the tokenizer's frames a second, in float32 and in bf16, each beside its floor (operations counted
+while it runs, over the measured rate); and the whole step of a ``World``, transformer and painting, beside the
+published way (prefix again, float32, the context painted once).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import _table  # first of all that is not the standard library: it sets the environment that torch reads
 
@@ -27,25 +29,14 @@ import _table  # first of all that is not the standard library: it sets the envi
 import torch
 from torch import Tensor
 
-from ideomotor.layers.int8 import Int8Linear, to_int8
-from ideomotor.layers.linear import Linear
 from ideomotor.layers.llama import LlamaConfig
-from ideomotor.layers.sampling import Sampling
 from ideomotor.predictors.autoregressive import AutoregressiveConfig, AutoregressivePredictor
 from world_baseline import Reprefilling
+from world_machine import GREEDY, Machine, Row, floor, measure_machine, reduced
+from world_tokenizer import tokenizer_rows, whole_rows
 
-Row = dict[str, Any]
-GREEDY = Sampling(temperature=0)
 FRAMES, FRAMES_OF_MANY = 16, 7
 """Context and future together: of a published clip, and where many rollouts go at once (to take minutes)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What this machine reaches: bytes a second read, and multiply-adds' operations a second by precision."""
-
-    bandwidth: float
-    operations: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,49 +46,6 @@ class Rollout:
     ids: Tensor
     observe: float
     frame: float
-
-
-def seconds(work: Callable[[], object], times: int = 1) -> float:
-    """Returns CPU-seconds of one call, the least of so many."""
-    least = float("inf")
-    for _ in range(times):
-        began = time.process_time()
-        work()
-        least = min(least, time.process_time() - began)
-    return max(least, 1e-6)
-
-
-def measure_machine(tiny: bool) -> Machine:
-    """Measures bandwidth by summing numbers that no cache holds, and the rate of matrix products of a prefix's size."""
-    many = torch.ones((1 if tiny else 64) * 2**20)
-    rates = {name: rate(dtype, tiny) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
-    return Machine(bandwidth=many.nbytes / seconds(many.sum, 7), operations=rates | {"int8": rates["bf16"]})
-
-
-@torch.no_grad()
-def rate(dtype: torch.dtype, tiny: bool) -> float:
-    """Returns operations a second of a matrix product in that precision."""
-    side = 64 if tiny else 1024
-    linear, x = Linear(side, 4 * side, bias=False).to(dtype), torch.randn(512, side).to(dtype)
-    return 2 * linear.weight.numel() * len(x) / seconds(lambda: linear(x), 5)
-
-
-def floor(
-    predictor: AutoregressivePredictor, machine: Machine, weights: str, batch: int, passes: Sequence[tuple[int, int]]
-) -> float:
-    """Returns the seconds below which those passes cannot be: each of (positions, positions before them)."""
-    config = predictor.config
-    maps = [part for part in predictor.trunk.modules() if isinstance(part, Linear | Int8Linear)]
-    head = predictor.head.weight[: config.dynamics_codes]
-    stored = sum(part.weight.nbytes for part in maps) + head.nbytes
-    count = sum(part.weight.numel() for part in maps)
-    place = 2 * config.trunk.layers * config.trunk.width * 4  # keys and values, float32
-    total = 0.0
-    for new, before in passes:
-        read = (stored + batch * (new + before) * place) / machine.bandwidth
-        worked = 2 * batch * (new * count + head.numel()) / machine.operations[weights]
-        total += max(read, worked)
-    return total
 
 
 def roll(predictor: AutoregressivePredictor, context: Tensor, actions: Tensor) -> Rollout:
@@ -196,16 +144,6 @@ def row(name: str, weights: str, frame: float, observe: float | None, least: flo
     }
 
 
-def reduced(predictor: AutoregressivePredictor, weights: str) -> AutoregressivePredictor:
-    """Returns the predictor with such weights, a copy where they are other ones."""
-    if weights == "fp32":
-        return predictor
-    copy = deepcopy(predictor)
-    if weights == "int8":
-        to_int8(copy)
-    return copy.bfloat16() if weights == "bf16" else copy
-
-
 def config_of(context: int, tiny: bool) -> AutoregressiveConfig:
     """Returns the published small model with four actions, or one that proves that the benchmark runs."""
     if not tiny:
@@ -225,6 +163,9 @@ def main() -> None:
     for context, batch in ((1, 1), (2, 1), (1, 16)):
         rows += transformer_rows(config_of(context, args.tiny), 2 if args.tiny and batch > 1 else batch, machine)
         print(_table.table(rows[-5:]), flush=True)
+    for more in (tokenizer_rows(machine, args.tiny), whole_rows(config_of(2, args.tiny), machine, args.tiny)):
+        rows += more
+        print(_table.table(more), flush=True)
     facts = {"threads": args.threads, "GB a s": machine.bandwidth / 1e9}
     facts |= {f"{name} Gop a s": rate / 1e9 for name, rate in machine.operations.items() if name != "int8"}
     _table.publish("world_step", [made | facts for made in rows], args)

@@ -15,7 +15,11 @@ def test_world_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["world_step.py", "--tiny", "--json", str(tmp_path / "rows.json")])
     world_step.main()
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    every = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    rows, coded, whole = every[:15], every[15:17], every[17:]
+    assert [row["weights"] for row in coded + whole] == ["fp32", "bf16", "fp32", "fp32", "bf16", "int8"]
+    assert all(row["times faster"] > 0 for row in coded[1:] + whole[1:]) and coded[1]["same ids"] > 0.9
+    assert all(row["over floor"] > 0.5 for row in coded + whole[1:])
     names = ["prefix again, as published", "prefix again, quick kernels", "stepped", "stepped", "stepped"]
     assert [row["transformer"] for row in rows] == 3 * names
     assert [(row["context"], row["batch"]) for row in rows[::5]] == [(1, 1), (2, 1), (1, 2)]
