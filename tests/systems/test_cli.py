@@ -519,10 +519,11 @@ def test_other_ways_to_use_a_chunk_are_tried_anew(
     assert log.read_text().startswith(rest) and (again.arm, again.goal) == (before["arm"], before["goal"])
     assert (again.steps, again.success) == (before["steps"], before["success"])
     assert ideomotor("vpdd", "evaluate", home / "finetune", *options, "--execute", 4) == 0  # as fine-tuned: done
+    assert ideomotor("vpdd", "evaluate", home / "finetune", *options, "--ensemble", "off") == 0  # and so is this
     assert len(read_log(log)) == len(arms)
     capsys.readouterr()
     assert ideomotor("vpdd", "evaluate", home / "finetune", *options, "--execute", 8, "--ensemble", 0.01) == 2
-    assert "so no chunks overlap: take a smaller --execute" in said(capsys)
+    assert "so no chunks overlap: take a smaller execute" in said(capsys)
     assert ideomotor("vpdd", "evaluate", home / "finetune", *options, "--execute", 9) == 2
     assert "execute 9 must lie in 1..chunk" in said(capsys)
 

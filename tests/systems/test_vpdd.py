@@ -452,6 +452,7 @@ def test_presets_fit_together(name: str) -> None:
         ({"window": WindowConfig(horizon=8)}, "horizon 8 frames is not 1 latent"),
         ({"window": WindowConfig(chunk=6)}, "chunk is 6 in the window and 8 in the policy"),
         ({"execute": 9}, r"execute 9 must lie in 1\.\.chunk"),
+        ({"execute": 8, "ensemble": 0.01}, "so no chunks overlap"),
         ({"size": 64}, "frames of 64 px give a grid of"),
     ],
 )

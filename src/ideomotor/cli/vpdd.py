@@ -101,9 +101,9 @@ class VPDDEvaluate:
     in all. By default as fine-tuned. For a report, write RUN/rollouts-dial-full.jsonl and the like (--out)."""
     execute: int | None = None
     """Actions of a chunk that are carried out before looking again. By default as fine-tuned."""
-    ensemble: float | None = None
+    ensemble: float | Literal["off"] | None = None
     """Average what overlapping chunks foretold for a step (temporal ensembling): the weight of each later chunk is
-    smaller by exp(-ENSEMBLE), e.g. 0.01. By default the newest chunk alone counts."""
+    smaller by exp(-ENSEMBLE), e.g. 0.01; "off" for the newest chunk alone. By default as fine-tuned."""
     compile: bool = False
     """Act through torch.compile: minutes of compiling before the first step. For GPUs; on a CPU it gains little."""
     episodes: int = 20

@@ -58,6 +58,7 @@ class VPDD:
         views: cameras. Each is coded by itself; predictor and policy see all of them, one above the other.
         window: what is seen, what is foretold, and how far apart frames are (in frames of the robot's data).
         execute: actions of a chunk that are carried out before looking again.
+        ensemble: decay with which overlapping chunks are averaged (``TemporalEnsemble``); None for the newest alone.
         action_steps: denoising passes for a chunk of actions.
         imagine_steps: denoising passes for the tokens of an imagined video.
         shift: pixels by which the policy's pictures are moved at random in training.
@@ -73,7 +74,8 @@ class VPDD:
     size: int = 96
     views: int = 1
     window: WindowConfig = field(default_factory=lambda: WindowConfig(context=4, horizon=4, stride=4, chunk=8))
-    execute: int = 4
+    execute: int = 2
+    ensemble: float | None = 0.01
     action_steps: int = 2
     imagine_steps: int = 8
     shift: int = 4
@@ -133,6 +135,11 @@ class VPDD:
         if self.predictor.vocab != vocab:
             raise ValueError(
                 f"the tokenizer has {vocab} codes, the predictor {self.predictor.vocab}: set --predictor.vocab {vocab}"
+            )
+        if self.ensemble is not None and self.execute == window.chunk:
+            raise ValueError(
+                f"all {self.execute} actions of a chunk are executed, so no chunks overlap: take a smaller execute, or "
+                "set ensemble to none"
             )
         foresight = (self.predictor.latents * self.predictor.positions, self.predictor.trunk.width)
         if self.policy.features not in ((0, 0), foresight):
@@ -370,6 +377,8 @@ def tiny() -> VPDD:
     stage = Stage(steps=20, batch=8, optim=OptimConfig(lr=2e-3, warmup=4), every=4)
     return VPDD(
         size=32,
+        execute=4,
+        ensemble=None,
         save_every=5,
         text="hashed",
         tokenizer=VQVAE3DConfig(widths=(16, 16), blocks=1, levels=(5, 5, 5)),

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -334,7 +334,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     dial: Dial | None = None,
     execute: int | None = None,
-    ensemble: float | None = None,
+    ensemble: float | Literal["off"] | None = None,
     compiled: bool = False,
     **options: Any,
 ) -> list[EpisodeResult]:
@@ -343,11 +343,11 @@ def evaluate(
     See ``trials.roll_out`` for the other options.
 
     It looks through the camera that it was fine-tuned on, unless another is named, imagines as far as ``dial`` says and
-    carries out ``execute`` actions of a chunk; by default as its settings do. ``ensemble`` is the decay of a
-    ``TemporalEnsemble``, None for none. ``compiled`` acts through a ``CompiledAgent``.
+    carries out ``execute`` actions of a chunk, overlapping ones averaged with decay ``ensemble`` ("off" for the newest
+    chunk alone); by default as its settings do. ``compiled`` acts through a ``CompiledAgent``.
 
     Unless ``arm`` names it, the log keeps the episodes under a fingerprint of all that decides how they end (models,
-    settings, camera, look, domain, ensemble, compiling), and the dial where it is not at "features": what differs in
+    settings, camera, look, domain, compiling), and the dial where it is not at "features": what differs in
     any is tried anew.
     """
     options["camera"] = options.get("camera") or camera_of(folder)
@@ -363,18 +363,15 @@ def evaluate(
     agent = load_agent(folder, device)
     if dial is not None:
         turn(agent, dial)
-    if execute is not None:
-        agent.config = replace(agent.config, execute=execute)
-    if ensemble is not None:
-        if agent.config.execute == agent.config.window.chunk:
-            raise ValueError(
-                f"all {agent.config.execute} actions of a chunk are executed, so no chunks overlap: take a smaller "
-                "--execute, or leave out --ensemble"
-            )
-        options["ensemble"] = TemporalEnsemble(ensemble)
+    before = agent.config
+    decay = before.ensemble if ensemble is None else ensemble
+    agent.config = replace(
+        before, execute=before.execute if execute is None else execute, ensemble=None if decay == "off" else decay
+    )
+    if agent.config.ensemble is not None:
+        options["ensemble"] = TemporalEnsemble(agent.config.ensemble)
     if "arm" not in options:
         seen = [options["camera"], options.get("look", "fast"), config_to_json(agent.config), agent.domain]
-        seen += [] if ensemble is None else [ensemble]
         options["arm"] = _arm(agent, [*seen, "compiled"] if compiled else seen)
     acting = CompiledAgent(agent) if compiled else agent
     return roll_out(acting, view_of(agent.config), tasks, episodes, log, workers, **options)
