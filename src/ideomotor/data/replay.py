@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -162,23 +162,17 @@ class Replay:
             del self._own[number]
         self._arrange()
 
+    def own(self, number: int) -> Trajectory:
+        """Returns the agent's episode of that number."""
+        return self._own[number]
+
     def transitions(self, count: int, seed: int, draw: int) -> Transitions:
         """Returns a batch of transitions over ``config.steps`` steps, each start as likely as another.
 
         Raises:
             ValueError: no episode is long enough.
         """
-        c = self.config
-        starts = self._starts(count, c.steps, seed, draw)
-        frames, following = (self._stacks([(e, row + ahead) for e, row in starts]) for ahead in (0, c.steps))
-        rewards, discounts = np.array([_returns(e, row, c) for e, row in starts], np.float32).T
-        return Transitions(
-            frames=torch.from_numpy(frames),
-            actions=torch.from_numpy(np.stack([e.actions[row + 1] for e, row in starts])),
-            rewards=torch.from_numpy(rewards.copy()),
-            discounts=torch.from_numpy(discounts.copy()),
-            next_frames=torch.from_numpy(following),
-        )
+        return draw_transitions(self.episodes, self.config, count, seed, draw)
 
     def segments(self, count: int, length: int, seed: int, draw: int) -> Segments:
         """Returns a batch of ``length`` frames, each with the action taken there and what it brought.
@@ -186,33 +180,7 @@ class Replay:
         Raises:
             ValueError: no episode is long enough.
         """
-        starts = self._starts(count, length, seed, draw)
-        return Segments(
-            frames=torch.from_numpy(np.stack([e.frames[row : row + length] for e, row in starts])),
-            actions=torch.from_numpy(np.stack([e.actions[row + 1 : row + 1 + length] for e, row in starts])),
-            rewards=torch.from_numpy(np.stack([e.rewards[row + 1 : row + 1 + length] for e, row in starts])),
-        )
-
-    def _stacks(self, places: list[tuple[Trajectory, int]]) -> UInt8[np.ndarray, "b stack c h w"]:
-        stacks = np.empty((len(places), self.config.stack, *places[0][0].frames.shape[1:]), np.uint8)
-        for (episode, row), out in zip(places, stacks, strict=True):
-            episode.stacked(row, self.config.stack, out)
-        return stacks
-
-    def _starts(self, count: int, steps: int, seed: int, draw: int) -> list[tuple[Trajectory, int]]:
-        """Rows after each of which ``steps`` actions follow, drawn evenly over all there are."""
-        episodes = self.episodes
-        ends = np.cumsum([max(len(episode) - steps + 1, 0) for episode in episodes])
-        if not len(ends) or not ends[-1]:
-            longest = max((len(episode) for episode in episodes), default=0)
-            raise ValueError(
-                f"replay has {len(episodes)} episodes, the longest of {longest} steps; wanted one of {steps} or more: "
-                "collect an episode first, or draw shorter pieces"
-            )
-        rng = np.random.Generator(np.random.Philox(key=[seed, draw]))
-        places = rng.integers(ends[-1], size=count)
-        of = np.searchsorted(ends, places, side="right")
-        return [(episodes[i], int(place - (ends[i - 1] if i else 0))) for i, place in zip(of, places, strict=True)]
+        return draw_segments(self.episodes, count, length, seed, draw)
 
     def _read(self, paths: list[Path]) -> Iterator[tuple[str, Trajectory]]:
         for path in paths:
@@ -260,6 +228,64 @@ def read_trajectory(path: Path) -> Trajectory:
         if not np.array_equal(older, frames[np.maximum(np.arange(len(frames)) - age, 0)]):
             raise ValueError(f"its stacks of {stack} frames are not the frames of the rows before")
     return episode
+
+
+def draw_transitions(
+    episodes: Sequence[Trajectory], config: ReplayConfig, count: int, seed: int, draw: int, first: int = 0
+) -> Transitions:
+    """Returns transitions that start at row ``first`` of an episode or later, each as likely as another.
+
+    Raises:
+        ValueError: no episode is long enough.
+    """
+    starts = _starts(episodes, count, config.steps, seed, draw, first)
+    frames, following = (_stacks([(e, row + ahead) for e, row in starts], config) for ahead in (0, config.steps))
+    rewards, discounts = np.array([_returns(e, row, config) for e, row in starts], np.float32).T
+    return Transitions(
+        frames=torch.from_numpy(frames),
+        actions=torch.from_numpy(np.stack([e.actions[row + 1] for e, row in starts])),
+        rewards=torch.from_numpy(rewards.copy()),
+        discounts=torch.from_numpy(discounts.copy()),
+        next_frames=torch.from_numpy(following),
+    )
+
+
+def draw_segments(episodes: Sequence[Trajectory], count: int, length: int, seed: int, draw: int) -> Segments:
+    """Returns segments of ``length`` frames, each start as likely as another.
+
+    Raises:
+        ValueError: no episode is long enough.
+    """
+    starts = _starts(episodes, count, length, seed, draw)
+    return Segments(
+        frames=torch.from_numpy(np.stack([e.frames[row : row + length] for e, row in starts])),
+        actions=torch.from_numpy(np.stack([e.actions[row + 1 : row + 1 + length] for e, row in starts])),
+        rewards=torch.from_numpy(np.stack([e.rewards[row + 1 : row + 1 + length] for e, row in starts])),
+    )
+
+
+def _stacks(places: list[tuple[Trajectory, int]], config: ReplayConfig) -> UInt8[np.ndarray, "b stack c h w"]:
+    stacks = np.empty((len(places), config.stack, *places[0][0].frames.shape[1:]), np.uint8)
+    for (episode, row), out in zip(places, stacks, strict=True):
+        episode.stacked(row, config.stack, out)
+    return stacks
+
+
+def _starts(
+    episodes: Sequence[Trajectory], count: int, steps: int, seed: int, draw: int, first: int = 0
+) -> list[tuple[Trajectory, int]]:
+    """Rows from ``first`` on after each of which ``steps`` actions follow, drawn evenly over all there are."""
+    ends = np.cumsum([max(len(episode) - steps - first + 1, 0) for episode in episodes])
+    if not len(ends) or not ends[-1]:
+        longest = max((len(episode) - first for episode in episodes), default=0)
+        raise ValueError(
+            f"replay has {len(episodes)} episodes, the longest of {longest} steps; wanted one of {steps} or more: "
+            "collect an episode first, or draw shorter pieces"
+        )
+    rng = np.random.Generator(np.random.Philox(key=[seed, draw]))
+    places = rng.integers(ends[-1], size=count)
+    of = np.searchsorted(ends, places, side="right")
+    return [(episodes[i], first + int(place - (ends[i - 1] if i else 0))) for i, place in zip(of, places, strict=True)]
 
 
 def _returns(episode: Trajectory, row: int, config: ReplayConfig) -> tuple[np.float32, np.float32]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ideomotor.types import Borrowed, Clip, Losses, Transitions
@@ -70,7 +70,10 @@ class Encoder(nn.Module):
         """
         if frames.dtype != torch.uint8:
             raise TypeError(f"frames are {frames.dtype}; wanted uint8 in 0..255, which the encoder scales itself")
-        x = frames.flatten(1, 2).float().div_(255).sub_(0.5)  # b (t c) h w
+        return self.features(frames.flatten(1, 2).float().div_(255).sub_(0.5))
+
+    def features(self, x: Float[Tensor, "b stacked h w"]) -> Float[Tensor, "b d"]:
+        """Returns the features of pictures that are scaled already, the channels of a stack one after the other."""
         for conv in self.convs:
             x = F.relu(conv(x))
         return x.flatten(1)  # b d
@@ -240,15 +243,6 @@ def noisy(
     moved = noise * std
     actions = mean + (moved if clip is None else moved.clamp(-clip, clip))
     return actions + (actions.clamp(-_EDGE, _EDGE) - actions).detach()
-
-
-def explore(
-    network: ActorCritic, frames: UInt8[Tensor, "b t c h w"], std: float, generator: Generator
-) -> Float[Tensor, "b action"]:
-    """Returns noisy actions, to collect experience with; the generator lies on the CPU."""
-    mean = network.mean_action(frames)
-    noise = torch.randn(mean.shape, generator=generator).to(mean.device)
-    return noisy(mean, std, noise)
 
 
 def deviation(step: int, knots: Sequence[tuple[int, float]]) -> float:

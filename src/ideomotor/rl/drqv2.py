@@ -16,7 +16,7 @@ from ideomotor.policies.actor_critic import (
     ActorLearning,
     CriticLearning,
     deviation,
-    explore,
+    noisy,
 )
 from ideomotor.training.learner import Learner, seed_of
 from ideomotor.training.optim import OptimConfig
@@ -89,9 +89,14 @@ class DrQv2:
         self._critic.follow(self.config.follow)
 
     def explore(self, frames: UInt8[Tensor, "b t c h w"], step: int) -> Float[Tensor, "b action"]:
-        """Returns actions with the noise of that step, to collect experience with; also inside a learned world."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "explore", step))
-        return explore(self.network, frames.to(self.device), deviation(step, self.config.noise), generator).cpu()
+        """Returns actions with the noise of that step, to collect experience with."""
+        return self.noised(self.network.mean_action(frames.to(self.device)), step, "explore", step)
+
+    def noised(self, mean: Float[Tensor, "b action"], step: int, *words: str | int) -> Float[Tensor, "b action"]:
+        """Returns the actions with as much noise as at that step; same ``words``, same draws."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, *words))
+        noise = torch.randn(mean.shape, generator=generator)
+        return noisy(mean.cpu(), deviation(step, self.config.noise), noise)
 
 
 def shifted(batch: Transitions, pixels: int, seed: int) -> Transitions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from ideomotor.rl.drqv2 import DrQv2, DrQv2Config
 from ideomotor.training.learner import Learner, seed_of
 from ideomotor.training.run import Round, Run
 from ideomotor.types import Batch
+
+Told = Callable[[int, EpisodeResult], None]
+"""Told of the agent step and the row of an episode that was tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,7 @@ def train(
     trial_world: PixelEnv,
     trials: Sequence[EpisodeSpec] = (),
     say: Callable[[str], None] = print,
+    told: Told = lambda step, result: None,
 ) -> DrQv2:
     """Trains an agent up to ``config.steps`` in the run's folder, and saves it there as ``agent``.
 
@@ -77,9 +81,34 @@ def train(
         trial_world: to be tried in; another one, so that a trial does not disturb the episode that is being collected.
         trials: the episodes of each trial.
         say: told of files that were left out.
+        told: called with the step and the row of each episode of a trial, also of those that an earlier start left.
 
     Raises:
         Stopped: see ``Run``.
+        ValueError: demonstrations that cannot be read or do not fit, or several processes.
+    """
+    agent, collector = beginning(run, config, world, say)
+    tried = Trials(agent, trial_world, trials, run.dir / "trials", config, "drqv2", told)
+
+    def rounds(start: int) -> Iterator[Round]:
+        if start == 0:
+            collector.begin()
+            tried.forget()
+        tried.catch_up(start)
+        return (_round(step, config, agent, collector) for step in range(start, config.steps))
+
+    run.loop(rounds, *agent.learners, steps=config.steps, hooks=(lambda step, _: tried.at(step),))
+    tried.catch_up(config.steps)
+    run.save(agent.network, config.agent.network, "agent")
+    return agent
+
+
+def beginning(
+    run: Run, config: ModelFreeConfig, world: PixelEnv, say: Callable[[str], None]
+) -> tuple[DrQv2, Collector]:
+    """Returns the agent of the run and its collector, whose state the run keeps.
+
+    Raises:
         ValueError: demonstrations that cannot be read or do not fit, or several processes.
     """
     if run.processes.world_size > 1:
@@ -89,33 +118,73 @@ def train(
         say(f"left out {left_out.path}: {left_out.reason}")
     agent, collector = DrQv2(run, config.agent), Collector(world, replay, run.seed)
     run.keep("collector", collector)
+    return agent, collector
 
-    def rounds(start: int) -> Iterator[Round]:
-        if start == 0:  # what is there is of a run that was killed before its first state, or thrown away (fresh)
-            collector.begin()
-            for file in (run.dir / "trials").glob("step-*.jsonl"):
-                file.unlink()
-        trial(start, {})  # a kill may have come after the state was saved and before the trial's last row was
-        return (_round(step, config, agent, collector) for step in range(start, config.steps))
 
-    def trial(step: int, metrics: Mapping[str, float]) -> None:
-        if trials and step and (step % config.evaluate_every == 0 or step == config.steps):
-            evaluate(agent, trial_world, trials, run.dir / "trials" / f"step-{step:09d}.jsonl")
+class Trials:
+    """Tries the agent now and then; ``folder``/step-NNNNNNNNN.jsonl gets a row an episode.
 
-    run.loop(rounds, *agent.learners, steps=config.steps, hooks=(trial,))
-    trial(config.steps, {})
-    run.save(agent.network, config.agent.network, "agent")
-    return agent
+    Args:
+        agent: as it is when it is tried.
+        world: to be tried in.
+        episodes: of each trial.
+        folder: of the rows.
+        config: says when.
+        arm: the name in the rows.
+        told: called with the step and the row of each episode of a trial, once in a process.
+    """
+
+    def __init__(
+        self,
+        agent: DrQv2,
+        world: PixelEnv,
+        episodes: Sequence[EpisodeSpec],
+        folder: Path,
+        config: ModelFreeConfig,
+        arm: str,
+        told: Told,
+    ) -> None:
+        self.agent, self.world, self.episodes, self.folder = agent, world, episodes, folder
+        self.config, self.arm, self.told = config, arm, told
+        self._known = set[tuple[int, tuple[str, int, int]]]()
+
+    def forget(self) -> None:
+        """Takes away what is there: of a run that was killed before its first state, or thrown away (fresh)."""
+        for file in self.folder.glob("step-*.jsonl"):
+            file.unlink()
+
+    def catch_up(self, step: int) -> None:
+        """Tells of the trials up to ``step`` that were made, and ends the one of this very step: a kill may have come
+        after the state was saved and before the trial's last row was.
+        """
+        for earlier in range(1, step):
+            if self._due(earlier) and self._log(earlier).is_file():
+                self._tell(earlier, read_log(self._log(earlier)))
+        self.at(step)
+
+    def at(self, step: int) -> None:
+        """Tries the agent where it is time to."""
+        if self._due(step):
+            self._tell(step, evaluate(self.agent, self.world, self.episodes, self._log(step), self.arm))
+
+    def _tell(self, step: int, rows: Iterable[EpisodeResult]) -> None:
+        for row in rows:
+            if (step, row.key) not in self._known:
+                self._known.add((step, row.key))
+                self.told(step, row)
+
+    def _due(self, step: int) -> bool:
+        return (
+            bool(self.episodes) and step > 0 and (step % self.config.evaluate_every == 0 or step == self.config.steps)
+        )
+
+    def _log(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.jsonl"
 
 
 def _round(step: int, config: ModelFreeConfig, agent: DrQv2, collector: Collector) -> Iterator[tuple[Learner, Batch]]:
     """One agent step in the world, and the updates after it."""
-    if step < config.random_steps:
-        rng = np.random.default_rng(seed_of(agent.seed, "random", step))
-        action = rng.uniform(-1, 1, agent.config.network.actions).astype(np.float32)
-    else:
-        action = agent.explore(torch.from_numpy(collector.observation)[None], step)[0].numpy()
-    collector.step(action)
+    take_step(step, config, agent, collector)
     if step >= config.random_steps and collector.replay.episodes:
         for update in range(config.updates):
             draw = step * config.updates + update
@@ -123,17 +192,29 @@ def _round(step: int, config: ModelFreeConfig, agent: DrQv2, collector: Collecto
             yield from agent.updates(batch, step, draw)
 
 
-def evaluate(agent: DrQv2, world: PixelEnv, trials: Iterable[EpisodeSpec], log: Path) -> list[EpisodeResult]:
+def take_step(step: int, config: ModelFreeConfig, agent: DrQv2, collector: Collector) -> None:
+    """One agent step in the world, at random in the beginning."""
+    if step < config.random_steps:
+        rng = np.random.default_rng(seed_of(agent.seed, "random", step))
+        action = rng.uniform(-1, 1, agent.config.network.actions).astype(np.float32)
+    else:
+        action = agent.explore(torch.from_numpy(collector.observation)[None], step)[0].numpy()
+    collector.step(action)
+
+
+def evaluate(
+    agent: DrQv2, world: PixelEnv, trials: Iterable[EpisodeSpec], log: Path, arm: str = "drqv2"
+) -> list[EpisodeResult]:
     """Returns how the episodes went without noise; those already in ``log`` are not run again."""
     rows = {row.key: row for row in read_log(log)}
     for spec in trials:
         if spec.key not in rows:
-            rows[spec.key] = _episode(agent, world, spec)
+            rows[spec.key] = _episode(agent, world, spec, arm)
             append(log, rows[spec.key])
     return list(rows.values())
 
 
-def _episode(agent: DrQv2, world: PixelEnv, spec: EpisodeSpec) -> EpisodeResult:
+def _episode(agent: DrQv2, world: PixelEnv, spec: EpisodeSpec, arm: str) -> EpisodeResult:
     began, cpu = time.perf_counter(), 0.0
     observation, _ = world.reset(seed=spec.seed, options={"goal": spec.goal})
     total, steps, success, over = 0.0, 0, False, False
@@ -146,7 +227,7 @@ def _episode(agent: DrQv2, world: PixelEnv, spec: EpisodeSpec) -> EpisodeResult:
         total, steps, success = total + float(reward), steps + 1, success or bool(info["success"])
         over = terminated or truncated
     return EpisodeResult(
-        arm="drqv2",
+        arm=arm,
         task=spec.task,
         seed=spec.seed,
         goal=spec.goal,
