@@ -39,7 +39,7 @@ def saved(folder: Path) -> dict[str, np.ndarray]:
     for file in sorted([*(folder / "replay").iterdir(), *(folder / "imagined").iterdir()]):
         with np.load(file) as arrays:
             rows |= {f"{file.parent.name}/{file.name}.{key}": arrays[key] for key in arrays}
-    return rows | {file.name: np.array(file.read_text()) for file in (folder / "world").iterdir()}
+    return rows | {file.name: np.array(file.read_text()) for file in (folder / "world_scores").iterdir()}
 
 
 def same(a: Path, b: Path) -> bool:
@@ -86,7 +86,7 @@ def test_killed_and_run_again_equals_never_killed(whole: Path, tmp_path: Path) -
 
 
 def test_a_look_at_the_world_is_taken_at_an_episode_that_nothing_has_learned_from(whole: Path) -> None:
-    (file,) = (whole / "world").iterdir()  # the first episode ended before the world began, the second after
+    (file,) = (whole / "world_scores").iterdir()  # the first episode ended before the world began, the second after
     score = json.loads(file.read_text())
     assert file.name == "episode-000001.json"
     assert len(score["pixels"]) == len(score["still"]) == len(score["rewards"]) == 4 and score["constant"] > 0

@@ -17,6 +17,7 @@ from ideomotor.cli.imagine import Imagine
 from ideomotor.cli.presets import preset, system_configs
 from ideomotor.cli.published import Export, ImportVerbs
 from ideomotor.cli.study import StudyCommand
+from ideomotor.systems.dream import Dream
 from ideomotor.systems.ivideogpt import IVideoGPT
 from ideomotor.systems.vpdd import PRESETS, VPDD
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
@@ -178,9 +179,9 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(130) from error
 
 
-def _commands(vpdd_config: VPDD | PublishedVPDD, world_config: IVideoGPT) -> Any:
+def _commands(vpdd_config: VPDD | PublishedVPDD, world_config: IVideoGPT, dream_config: Dream) -> Any:
     """The tree of verbs; the stages of a system start from its preset's config."""
-    group, worlds = vpdd.stages(vpdd_config), ivideogpt.stages(world_config)
+    group, worlds = vpdd.stages(vpdd_config), ivideogpt.stages(world_config, dream_config)
     return (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | Annotated[Collect, tyro.conf.subcommand("collect")]

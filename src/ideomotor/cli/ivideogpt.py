@@ -1,4 +1,4 @@
-"""The stages of iVideoGPT as commands: tokenizer, world, finetune, evaluate."""
+"""The stages of iVideoGPT as commands: tokenizer, world, finetune, evaluate, dream, plan."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from ideomotor.systems.dream import DREAMS, Dream
 from ideomotor.systems.ivideogpt import PRESETS, IVideoGPT
 from ideomotor.systems.sources import DataOptions
 
@@ -160,8 +161,42 @@ class WorldQuickstart:
         console.print(f"report: {recipe.quickstart(config, self.out, self.workers)}", markup=False)
 
 
-def stages(config: IVideoGPT) -> Any:
-    """Returns the command group; its stages start from the preset's config."""
+@dataclass(frozen=True, kw_only=True)
+class WorldDream(StageOptions):
+    """Trains an agent on a task of Meta-World from pictures, in the real world and inside the one it learns (MBPO).
+
+    OUT holds the agent, the world as the other stages leave one, trials/ (a row an episode), world_scores/ (how well
+    the world foretold, with videos). With --arm drqv2 the same agent learns from real steps alone.
+    """
+
+    task: tyro.conf.Positional[str]
+    """Task of Meta-World without "-v3", e.g. plate-slide; or red, green, blue of the toy world (--preset tiny)."""
+    demonstrations: Path | None = None
+    """Folder of episodes of this task in the replay layout; they are only read."""
+    world_from: Path | None = None
+    """OUT of a world stage, or of `ideomotor import ivideogpt`, that the world begins with; its sizes count then."""
+    episodes: int = 20
+    """Episodes of each trial, with goals that were never trained on (at most 20)."""
+    config: Annotated[Dream, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(
+        default_factory=DREAMS[DEFAULT]
+    )
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.dream import for_task, run_dream
+
+        run_dream(
+            for_task(self.config, self.task, self.config.arm, self.demonstrations),
+            self.out,
+            episodes=self.episodes,
+            world_from=self.world_from,
+            seed=self.seed,
+            fresh=self.fresh,
+        )
+
+
+def stages(config: IVideoGPT, dream: Dream) -> Any:
+    """Returns the command group; its stages start from the preset's configs."""
     missing = tyro.MISSING
     stages = (
         Annotated[
@@ -182,7 +217,12 @@ def stages(config: IVideoGPT) -> Any:
         ]
         | Annotated[WorldEvaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[WorldQuickstart, tyro.conf.subcommand("quickstart")]
+        | Annotated[
+            WorldDream, tyro.conf.subcommand("dream", default=WorldDream(out=missing, task=missing, config=dream))
+        ]
     )
     group = make_dataclass("IVideoGPTStages", [("command", Annotated[stages, tyro.conf.arg(name="")])], frozen=True)
-    group.__doc__ = "iVideoGPT, a world to act in: its stages (tokenizer, world, finetune) and its trial (evaluate)."
+    group.__doc__ = (
+        "iVideoGPT, a world to act in: its stages (tokenizer, world, finetune), its trial (evaluate), and dream."
+    )
     return group

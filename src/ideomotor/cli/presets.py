@@ -6,13 +6,14 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from ideomotor.systems.dream import DREAMS, Dream
 from ideomotor.systems.ivideogpt import PRESETS as WORLD_PRESETS
 from ideomotor.systems.ivideogpt import IVideoGPT
 from ideomotor.systems.vpdd import PRESETS, VPDD
 from ideomotor.systems.vpdd_published_config import PRESETS as PUBLISHED_PRESETS
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
 
-Preset = TypeVar("Preset", VPDD, VPDD | PublishedVPDD, IVideoGPT)
+Preset = TypeVar("Preset", VPDD, VPDD | PublishedVPDD, IVideoGPT, Dream)
 ALL_PRESETS: dict[str, Callable[[], VPDD | PublishedVPDD]] = {**PRESETS, **PUBLISHED_PRESETS}
 
 
@@ -29,12 +30,13 @@ def preset(name: str, presets: Mapping[str, Callable[[], Preset]]) -> Preset:
     return presets[name]()
 
 
-def system_configs(arguments: list[str]) -> tuple[VPDD | PublishedVPDD, IVideoGPT]:
+def system_configs(arguments: list[str]) -> tuple[VPDD | PublishedVPDD, IVideoGPT, Dream]:
     """Returns the configs that the stages of each system start from: the preset named, where the verb is theirs."""
     if arguments[:1] == ["ivideogpt"]:
-        return PRESETS["fast"](), preset(named_preset(arguments, "cpu"), WORLD_PRESETS)
+        name = named_preset(arguments, "cpu")
+        return PRESETS["fast"](), preset(name, WORLD_PRESETS), preset(name, DREAMS)
     known = ALL_PRESETS if arguments[:1] == ["vpdd"] else PRESETS
-    return preset(named_preset(arguments, "fast"), known), WORLD_PRESETS["cpu"]()
+    return preset(named_preset(arguments, "fast"), known), WORLD_PRESETS["cpu"](), DREAMS["cpu"]()
 
 
 def named_preset(arguments: list[str], default: str) -> str:

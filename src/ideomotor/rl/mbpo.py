@@ -135,7 +135,7 @@ def train(
 ) -> DrQv2:
     """Trains an agent, and the world it dreams in, up to ``config.real.steps``; saves it in the folder as ``agent``.
 
-    ``replay/`` holds real episodes, ``imagined/`` the newest rollouts, ``world/`` how well the world foretold,
+    ``replay/`` holds real episodes, ``imagined/`` the newest rollouts, ``world_scores/`` how well the world foretold,
     ``trials/`` a row an episode of each trial. Killed at any moment, the same call ends with the same weights.
 
     Args:
@@ -158,7 +158,7 @@ def train(
     dreams = Dreams(run.dir / "imagined", config.real.replay, config.keep)
     run.keep("imagined", dreams)
     tried = Trials(agent, trial_world, trials, run.dir / "trials", config.real, "mbpo", told)
-    loop = _Loop(config, agent, collector, dreams, learned, parts, run.dir / "world", film)
+    loop = _Loop(config, agent, collector, dreams, learned, parts, run.dir / "world_scores", film)
 
     def rounds(start: int) -> Iterator[Round]:
         if start == 0:
