@@ -34,7 +34,8 @@ from ideomotor.evaluation.study_summary import StudySummary, study_json, summari
 from ideomotor.evaluation.wording import duration
 from ideomotor.files import write_text
 from ideomotor.systems.progress import bar
-from ideomotor.systems.study_recipes import Cell, cells_of, recipe_of
+from ideomotor.systems.study_cells import Cell
+from ideomotor.systems.study_recipes import cells_of, recipe_of
 from ideomotor.training.config import differences
 
 console = Console(soft_wrap=True)

@@ -1,0 +1,128 @@
+"""The recipe "mbrl": agents that learn Meta-World from pictures, inside a learned world or without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ideomotor.data.replay import Replay, ReplayConfig
+from ideomotor.evaluation.episodes import EpisodeResult
+from ideomotor.systems.dream import DREAMS, Arm, Dream, for_task, pixel_world, run_dream
+from ideomotor.systems.experience import shaken
+from ideomotor.systems.study_cells import Cell, Done
+
+
+@dataclass(frozen=True, kw_only=True)
+class MBRL:
+    """Settings of "mbrl". A study's ``at`` counts agent steps here, two of Meta-World each.
+
+    Attributes:
+        learner: "mbpo", or "drqv2", the same agent without a world.
+        preset: of ``systems.dream``, which the settings below change.
+        demonstrations: episodes of the scripted expert that both learn from, the same for every arm and seed.
+        world_from: folder of a world to begin with; "" begins from nothing.
+        random_steps: at the beginning, with random actions.
+        noise_steps: until the noise on the actions has come down to ``noise``.
+        noise: deviation at its end.
+        world_start: step at which the world begins to learn.
+        world_initial: updates of each of its parts then.
+        transformer_every: steps between later updates of the transformer.
+        tokenizer_every: steps between later updates of the tokenizer.
+        imagine_every: steps between batches of rollouts.
+        imagine_batch: rollouts of a batch.
+        real_ratio: share of an agent's batch that is real.
+    """
+
+    learner: Arm = "mbpo"
+    preset: str = "cpu"
+    demonstrations: int = 5
+    world_from: str = ""
+    random_steps: int = 200
+    noise_steps: int = 1000
+    noise: float = 0.2
+    world_start: int = 200
+    world_initial: int = 200
+    transformer_every: int = 10
+    tokenizer_every: int = 40
+    imagine_every: int = 50
+    imagine_batch: int = 16
+    real_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.preset not in DREAMS or self.demonstrations < 0:
+            raise ValueError(
+                f"preset is {self.preset!r}, demonstrations {self.demonstrations}; wanted one of {', '.join(DREAMS)}, "
+                "and 0 or more"
+            )
+
+
+def run_mbrl(cell: Cell, folder: Path, done: Done) -> None:
+    """Trains one agent on one task, and tells of its trials as they end.
+
+    Raises:
+        ValueError: ``at`` is not in equal strides from 0 on, as a run takes its trials.
+    """
+    from ideomotor.envs.world import GOALS
+
+    (task,) = cell.tasks
+    stride = cell.at[0]
+    if stride < 1 or list(cell.at) != [stride * (i + 1) for i in range(len(cell.at))]:
+        raise ValueError(
+            f"at is {list(cell.at)}; the recipe mbrl wants equal strides from 0 on, e.g. [500, 1000, 1500]"
+        )
+
+    def told(step: int, result: EpisodeResult) -> None:
+        done(
+            cell.row(
+                task, step, result.goal - GOALS["test"].start, success=result.success, steps=result.steps,
+                total_reward=result.total_reward, seconds=result.seconds,
+            )
+        )  # fmt: skip
+
+    settings: MBRL = cell.settings
+    run_dream(
+        dream_of(cell, demonstrated(task, settings, folder / "demonstrations")),
+        folder / "run",
+        episodes=cell.episodes,
+        world_from=Path(settings.world_from) if settings.world_from else None,
+        seed=cell.seed,
+        told=told,
+    )
+
+
+def dream_of(cell: Cell, demonstrations: Path | None) -> Dream:
+    """Returns the settings of the cell's run."""
+    settings: MBRL = cell.settings
+    config = for_task(DREAMS[settings.preset](), cell.tasks[0], settings.learner, demonstrations)
+    learning = config.learning
+    agent = replace(learning.real.agent, noise=((0, 1.0), (settings.noise_steps, settings.noise)))
+    real = replace(
+        learning.real, steps=cell.at[-1], evaluate_every=cell.at[0], random_steps=settings.random_steps, agent=agent
+    )
+    return replace(
+        config,
+        learning=replace(
+            learning, real=real, world_start=settings.world_start, world_initial=settings.world_initial,
+            imagine_every=settings.imagine_every, imagine_batch=settings.imagine_batch, real_ratio=settings.real_ratio,
+        ),
+        transformer_every=settings.transformer_every,
+        tokenizer_every=settings.tokenizer_every,
+        videos=False,
+    )  # fmt: skip
+
+
+def demonstrated(task: str, settings: MBRL, folder: Path) -> Path | None:
+    """Records what is missing of the expert's episodes and returns their folder; None where there shall be none."""
+    if not settings.demonstrations:
+        return None
+    stack = DREAMS[settings.preset]().learning.real.replay.stack
+    replay, world = Replay(folder, ReplayConfig(stack=stack)), pixel_world(task, "train", stack)
+    try:
+        for number in range(settings.demonstrations):
+            if not (folder / f"{number:06d}.npz").is_file():
+                replay.add(number, shaken(world, 0.0, False, np.random.default_rng([*task.encode(), number])))
+    finally:
+        world.close()
+    return folder
