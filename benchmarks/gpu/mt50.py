@@ -7,26 +7,20 @@ do, so give the same command again, and with 0 at the end. See README.md beside 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))  # so that this package itself need not be installed
 
+import _calls
+
 import _table
 
-_BEGAN = time.monotonic()  # before the imports that take seconds
-
-AGAIN = 75  # exit code: there is more to do
+AGAIN = _calls.AGAIN
+_SIMULATOR = ("metaworld", "mujoco")
 _NEEDED = {
     "torch": "", "safetensors": "", "einops": "", "jaxtyping": "", "rich": "", "av": "[video]", "pyarrow": "[video]",
     "gymnasium": "[metaworld]", "metaworld": "[metaworld]", "mujoco": "[metaworld]",
@@ -35,38 +29,9 @@ _NEEDED = {
 
 def missing(world: str) -> list[str]:
     """Returns a line for each package that this needs and does not find."""
-    needed = [name for name in _NEEDED if world == "metaworld" or name not in ("metaworld", "mujoco")]
-    absent = [name for name in needed if importlib.util.find_spec(name) is None]
-    return [f'{name}: pip install "ideomotor{_NEEDED[name]}"' for name in absent]
-
-
-@contextmanager
-def ended_in_time(minutes: float) -> Iterator[None]:
-    """Stops what runs inside by SIGTERM, a little before the time is over; if that does not help, ends the process.
-
-    Training then saves its state first; collection, caches and trials keep what they have finished. Either way it is
-    ``Stopped`` that comes out, as it is where somebody else sends SIGTERM.
-    """
-    from ideomotor.training.run import Stopped
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(128 + number)
-
-    left, grace = 60 * minutes - (time.monotonic() - _BEGAN), min(20.0, 6 * minutes)
-    before = signal.signal(signal.SIGTERM, stop)
-    timers = [
-        threading.Timer(max(0.0, left - grace), os.kill, (os.getpid(), signal.SIGTERM)),
-        threading.Timer(max(0.0, left - grace / 10), os._exit, (AGAIN,)),
-    ]
-    for timer in timers:
-        timer.daemon = True
-        timer.start()
-    try:
-        yield
-    finally:
-        for timer in timers:
-            timer.cancel()
-        signal.signal(signal.SIGTERM, before)
+    return _calls.missing(
+        {name: extra for name, extra in _NEEDED.items() if world == "metaworld" or name not in _SIMULATOR}
+    )
 
 
 def main() -> int:
@@ -96,7 +61,7 @@ def main() -> int:
     notes = mt50_lane.Notes.read(args.out / "notes.json")
     over = True
     try:
-        with ended_in_time(args.minutes):
+        with _calls.ended_in_time(args.minutes):
             mt50_lane.go_on(lane, args.out, notes, args.budget)
     except Stopped:
         over = False

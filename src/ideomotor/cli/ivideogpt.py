@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.systems.dream import DREAMS, Dream
 from ideomotor.systems.ivideogpt import PRESETS, IVideoGPT
+from ideomotor.systems.plan import Planning
 from ideomotor.systems.sources import DataOptions
 
 console = Console(soft_wrap=True)
@@ -195,6 +197,39 @@ class WorldDream(StageOptions):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorldPlan(Planning):
+    """Acts on a task by search alone: candidate actions are imagined, the best are carried out in the real world."""
+
+    task: tyro.conf.Positional[str]
+    """Task of Meta-World without "-v3", or of the toy world."""
+    world: Path
+    """OUT of `ideomotor ivideogpt dream`, or of a world stage (then with --goal, as it foretells no reward)."""
+    goal: Path | None = None
+    """An episode in the replay layout, whose last picture is to be brought about; without it, rewards count."""
+    episodes: int = 5
+    """Episodes, each from a held-out start (at most 20)."""
+    steps: int = 100
+    """Steps of an episode."""
+    out: Path = Path("runs/plan")
+    """Folder of the rows (plan.jsonl) and videos. Episodes that are there are not run again."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.plan import run_plan
+
+        def told(row: EpisodeResult) -> None:
+            outcome = "success" if row.success else "no success"
+            console.print(f"{row.task}, start {row.goal}: {outcome}, return {row.total_reward:.1f}", markup=False)
+
+        run_plan(
+            self.task, self.world, self.out, self, goal=self.goal, episodes=self.episodes, steps=self.steps,
+            seed=self.seed, told=told,
+        )  # fmt: skip
+
+
 def stages(config: IVideoGPT, dream: Dream) -> Any:
     """Returns the command group; its stages start from the preset's configs."""
     missing = tyro.MISSING
@@ -220,9 +255,10 @@ def stages(config: IVideoGPT, dream: Dream) -> Any:
         | Annotated[
             WorldDream, tyro.conf.subcommand("dream", default=WorldDream(out=missing, task=missing, config=dream))
         ]
+        | Annotated[WorldPlan, tyro.conf.subcommand("plan")]
     )
     group = make_dataclass("IVideoGPTStages", [("command", Annotated[stages, tyro.conf.arg(name="")])], frozen=True)
     group.__doc__ = (
-        "iVideoGPT, a world to act in: its stages (tokenizer, world, finetune), its trial (evaluate), and dream."
+        "iVideoGPT, a world to act in: its stages (tokenizer, world, finetune), its trial (evaluate), dream, plan."
     )
     return group
