@@ -1,6 +1,7 @@
 """The command that dreams: both arms, killed and not, from nothing and from an earlier world; and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def test_killed_and_run_again_equals_never_killed(
         run_dream(toy(shown), tmp_path, episodes=2)
     monkeypatch.setattr(dreaming, "Run", plain)
     run_dream(toy(shown), tmp_path, episodes=2)
+    shutil.copytree(shown, tmp_path / "moved")
+    run_dream(toy(tmp_path / "moved"), tmp_path, episodes=2)  # it has ended, and where they lie decides nothing
     for model in ("agent", "tokenizer", "world"):
         ours, theirs = (load_file(folder / model / "model.safetensors") for folder in (whole, tmp_path))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), model
@@ -159,3 +162,5 @@ def test_what_does_not_fit_is_refused(whole: Path, shown: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="was begun with"):
         run_dream(toy(shown, "drqv2"), whole)
+    with pytest.raises(ValueError, match=r"demonstrations: .*was begun with"):
+        run_dream(toy(whole / "replay"), whole)

@@ -242,7 +242,9 @@ def run_dream(
     trials = [EpisodeSpec(task=real.task, seed=seed, goal=goal) for goal in goals[:episodes]]
     world, trial_world = (pixel_world(real.task, split, real.replay.stack) for split in ("train", "test"))
     try:
-        with Run(out, seed=seed, config=DreamSettings(dream=config, read=read), fresh=fresh) as run:
+        # Where the demonstrations lie decides nothing; what they are does.
+        settings = DreamSettings(dream=for_task(config, real.task, config.arm, None), read=read)
+        with Run(out, seed=seed, config=settings, fresh=fresh) as run:
             dream(config, run, world, trial_world, trials, earlier, told)
     finally:
         world.close()
