@@ -132,27 +132,28 @@ def test_steps_follow_from_the_speed_and_the_time_left(lane, tmp_path, monkeypat
 
 
 def test_a_call_ends_before_its_time_whatever_it_does(lane, monkeypatch):
-    import mt50
+    import _calls
 
     from ideomotor.training.run import Stopped
 
     ended: list[int] = []
-    monkeypatch.setattr(mt50.os, "_exit", ended.append)
+    monkeypatch.setattr(_calls.os, "_exit", ended.append)
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(mt50, "_BEGAN", time.monotonic())
-    with pytest.raises(Stopped), mt50.ended_in_time(0.01):
+    monkeypatch.setattr(_calls, "_BEGAN", time.monotonic())
+    with pytest.raises(Stopped), _calls.ended_in_time(0.01):
         time.sleep(5)
-    assert time.monotonic() - mt50._BEGAN < 3 and not ended
-    monkeypatch.setattr(mt50, "_BEGAN", time.monotonic())
-    with mt50.ended_in_time(0.01):
+    assert time.monotonic() - _calls._BEGAN < 3 and not ended
+    monkeypatch.setattr(_calls, "_BEGAN", time.monotonic())
+    with _calls.ended_in_time(0.01):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as deaf as a call into C that does not return
-        while not ended and time.monotonic() - mt50._BEGAN < 5:
+        while not ended and time.monotonic() - _calls._BEGAN < 5:
             time.sleep(0.05)
     assert ended == [AGAIN]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_is_missing_is_named(lane, tmp_path, monkeypatch, capsys):
+    import _calls
     import mt50
     import torch
 
@@ -162,7 +163,7 @@ def test_what_is_missing_is_named(lane, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             mt50.main()
         assert "torch sees no GPU" in capsys.readouterr().err
-    monkeypatch.setattr(mt50.importlib.util, "find_spec", lambda name: None if name == "av" else name)
+    monkeypatch.setattr(_calls.importlib.util, "find_spec", lambda name: None if name == "av" else name)
     assert mt50.missing("toy") == ['av: pip install "ideomotor[video]"']
     with pytest.raises(SystemExit):
         mt50.main()
