@@ -74,8 +74,8 @@ class VPDD:
     size: int = 96
     views: int = 1
     window: WindowConfig = field(default_factory=lambda: WindowConfig(context=4, horizon=4, stride=4, chunk=8))
-    execute: int = 2
-    ensemble: float | None = 0.01
+    execute: int = 4
+    ensemble: float | None = None
     action_steps: int = 2
     imagine_steps: int = 8
     shift: int = 4
@@ -91,7 +91,7 @@ class VPDD:
         )
     )
     policy: DiscreteDiffusionPolicyConfig = field(
-        default_factory=lambda: DiscreteDiffusionPolicyConfig(foresight_dropout=0.1)
+        default_factory=lambda: DiscreteDiffusionPolicyConfig(foresight_dropout=0.5)
     )
     # A window is two clips of the tokenizer, its context and its horizon: 16 windows are 32 clips.
     tokenizer_stage: Stage = field(
@@ -377,8 +377,6 @@ def tiny() -> VPDD:
     stage = Stage(steps=20, batch=8, optim=OptimConfig(lr=2e-3, warmup=4), every=4)
     return VPDD(
         size=32,
-        execute=4,
-        ensemble=None,
         save_every=5,
         text="hashed",
         tokenizer=VQVAE3DConfig(widths=(16, 16), blocks=1, levels=(5, 5, 5)),
