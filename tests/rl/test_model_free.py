@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("gymnasium")
 
@@ -72,6 +73,7 @@ def test_two_parts_are_one_whole(tmp_path, pause):
 
 
 def test_killed_and_run_again_equals_never_killed(tmp_path):
+    torch.set_num_threads(1)  # as the child's: sums depend on it
     settings = config(steps=20, random_steps=13, batch=8)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(

@@ -261,7 +261,9 @@ def test_distant_windows_come_out_of_the_loader() -> None:
     loader = ClipLoader([Source(dataset=dataset, window=window)], 2, seed=0, prefetch=0)
     assert len(loader._readers[0].index) == 8
     reader = loader._readers[0]
-    clip = reader.read(np.array([3, 5]), False)  # anchors 9 of the first, 3 of the second episode
+    clip = reader.read(
+        np.array([3, 5]), np.zeros(2, np.uint64), False
+    )  # anchors 9 of the first, 3 of the second episode
     pictures = [episode.frames["video"].read(range(12)) for episode in dataset.episodes]
     assert clip.frames["main"][0].equal(pictures[0][[7, 9, 9, 11]])
     assert clip.frames["main"][1].equal(pictures[1][[1, 3, 9, 11]])
