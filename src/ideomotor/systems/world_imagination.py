@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.segments import SegmentWindow
@@ -17,7 +19,7 @@ from ideomotor.layers.sampling import Sampling
 from ideomotor.predictors.autoregressive import PUBLISHED_SAMPLING
 from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.panels import HOTTEST, comparison
-from ideomotor.systems.world import World
+from ideomotor.systems.world import Imagination, World
 from ideomotor.types import Episode
 
 FPS = 5.0  # of written videos: slow enough to compare
@@ -47,16 +49,9 @@ def imagine_episode(
         ValueError: the context is not the world's, the episode is too short or has no actions, or a setting makes no
             sense.
     """
-    if out.suffix != ".npz":
-        container_of(out)
-    if out.resolve() == source.resolve():
-        raise ValueError(f"{out} would overwrite the input: choose another --out")
     if stride is None:
         stride = load_config(folder).window.stride
-    if samples < 1 or horizon < 1 or stride < 1:
-        raise ValueError(f"samples {samples}, horizon {horizon} and stride {stride} must be at least 1")
-    if greedy and (samples > 1 or temperature is not None):
-        raise ValueError("greedy takes the likeliest tokens, so there is one future and no temperature: leave one out")
+    _check(source, out, samples, horizon, stride, greedy, temperature)
     sampling = Sampling(temperature=0) if greedy else PUBLISHED_SAMPLING
     if temperature is not None:
         sampling = Sampling(temperature=temperature, top_k=PUBLISHED_SAMPLING.top_k)
@@ -85,18 +80,7 @@ def imagine_episode(
     if known < window.frames:
         lines.append(f"the episode ends {window.frames - known} frames before the horizon does")
     if out.suffix == ".npz":
-        tokens = world.tokenizer.tokenize(seen[:1])
-        features = world.tokenizer.observe(tokens.context)
-        whole = torch.cat([features.frames.expand(samples, -1, -1, -1, -1), imagined.frames], 1)
-        arrays = {
-            "frames": whole.permute(0, 1, 3, 4, 2).numpy(),
-            "context_tokens": tokens.context[0].numpy(),
-            "tokens": imagined.tokens.numpy(),
-        }
-        if imagined.rewards is not None:
-            arrays["rewards"] = imagined.rewards.numpy()
-        with replacing(out) as draft, draft.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+        _write_arrays(out, world, seen, imagined)
     else:
         shown = torch.cat([truth, truth[-1:].expand(horizon - len(truth), -1, -1, -1)]) if len(truth) else seen[0, -1:]
         write_video(out, comparison(seen[0], shown.expand(horizon, -1, -1, -1), imagined.frames), FPS)
@@ -110,6 +94,34 @@ def imagine_episode(
         if error.count:
             lines.append(f"moving-pixel PSNR {error.psnr:.1f} dB; repeating the last frame {still.psnr:.1f} dB")
     return lines
+
+
+def _check(
+    source: Path, out: Path, samples: int, horizon: int, stride: int, greedy: bool, temperature: float | None
+) -> None:
+    if out.suffix != ".npz":
+        container_of(out)
+    if out.resolve() == source.resolve():
+        raise ValueError(f"{out} would overwrite the input: choose another --out")
+    if samples < 1 or horizon < 1 or stride < 1:
+        raise ValueError(f"samples {samples}, horizon {horizon} and stride {stride} must be at least 1")
+    if greedy and (samples > 1 or temperature is not None):
+        raise ValueError("greedy takes the likeliest tokens, so there is one future and no temperature: leave one out")
+
+
+def _write_arrays(out: Path, world: World, seen: UInt8[Tensor, "b t c h w"], imagined: Imagination) -> None:
+    tokens = world.tokenizer.tokenize(seen[:1])
+    features = world.tokenizer.observe(tokens.context)
+    whole = torch.cat([features.frames.expand(len(seen), -1, -1, -1, -1), imagined.frames], 1)
+    arrays = {
+        "frames": whole.permute(0, 1, 3, 4, 2).numpy(),
+        "context_tokens": tokens.context[0].numpy(),
+        "tokens": imagined.tokens.numpy(),
+    }
+    if imagined.rewards is not None:
+        arrays["rewards"] = imagined.rewards.numpy()
+    with replacing(out) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _episode(source: Path, name: str | None) -> Episode:
