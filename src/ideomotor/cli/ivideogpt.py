@@ -122,7 +122,8 @@ class WorldEvaluate:
 class WorldQuickstart:
     """Everything, end to end: record experience in Meta-World, tokenizer, world, a copy without actions, a page.
 
-    About half an hour on two idle cores. Stopped at any point, the same command goes on.
+    Planned for half an hour on two idle cores, not yet timed as a whole. Stopped at any point, the same command goes
+    on.
     """
 
     out: Path = Path("runs/world")
@@ -134,7 +135,7 @@ class WorldQuickstart:
     demonstrations: Path | None = None
     """A folder of published demonstrations (npz, replay layout); it is only read, and joins the data."""
     budget_minutes: float = 30.0
-    """Scales the training steps of both stages (the defaults are meant for 30 minutes on two idle cores)."""
+    """Scales the training steps of both stages (the defaults are planned for 30 minutes on two idle cores)."""
     clips: int = 64
     """Held-out clips that are scored."""
     samples: int = 3

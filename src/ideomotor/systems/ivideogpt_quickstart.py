@@ -32,7 +32,7 @@ from ideomotor.training.config import config_from_json, config_to_json
 from ideomotor.training.run import Run
 
 console = Console(soft_wrap=True)
-FULL_BUDGET = 30.0  # minutes that the preset's steps are meant for, on two idle cores
+FULL_BUDGET = 30.0  # minutes that the preset's steps are planned for on two idle cores; not yet timed as a whole
 STAGES = ("experience", "tokenizer", "world", "deaf", "scores")
 FPS = 5.0
 
@@ -136,7 +136,7 @@ def report_of(config: WorldQuickstart, out: Path) -> Path:
         title="ideomotor: a world to act in",
         subtitle="iVideoGPT trained from nothing on this machine",
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        command=f"ideomotor ivideogpt quickstart --out {out}",
+        command=quickstarts.command_line("ivideogpt quickstart", out, config, WorldQuickstart()),
         moving_psnr=scores["moving_psnr"],
         gaps={said: _row(heard[name]) for name, said in names.items() if name in heard},
         strict={name: _row(row) for name, row in scores["strict"].items()},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from ideomotor.evaluation import report
 from ideomotor.evaluation.dial import MEANINGS, DialPoint, dial_point
 from ideomotor.evaluation.episodes import EpisodeResult, read_log
+from ideomotor.systems.quickstarts import command_line
 from ideomotor.systems.sources import read_facts
 from ideomotor.training.checkpoint import read_json
 from ideomotor.training.config import config_from_json
@@ -78,7 +78,7 @@ def report_of(out: Path) -> Path:
     data = report.ReportData(
         title="ideomotor quickstart",
         subtitle="From video without actions to a policy acting in a simulator",
-        command=_command(config, out),
+        command=command_line("quickstart", out, config, QuickstartConfig(tasks=DEFAULT_TASKS[config.world])),
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         protocol=_protocol(config, rows, out),
         arms={arm: report.summarize(results, config.tasks) for arm, results in filled.items()},
@@ -104,17 +104,6 @@ def readable(path: Path) -> Iterator[None]:
             f"{path} cannot be read ({type(error).__name__}: {error}): it was damaged or edited. Put it back, or "
             "remove it and run the quickstart again"
         ) from error
-
-
-def _command(config: QuickstartConfig, out: Path) -> str:
-    plain = QuickstartConfig()
-    words = ["ideomotor", "quickstart", "--out", str(out)]
-    if config.tasks != DEFAULT_TASKS[config.world]:
-        words += ["--tasks", *config.tasks]
-    for name in ("world", "budget_minutes", "videos", "demonstrations", "episodes", "seed", "preset"):
-        if getattr(config, name) != getattr(plain, name):
-            words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
-    return shlex.join(words)
 
 
 def _protocol(config: QuickstartConfig, rows: Sequence[EpisodeResult], out: Path) -> dict[str, Any]:

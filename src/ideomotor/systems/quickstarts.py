@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,17 @@ import torch
 
 from ideomotor.training.checkpoint import read_json, write_json
 from ideomotor.training.config import differences
+
+
+def command_line(verb: str, out: Path, config: Any, plain: Any) -> str:
+    """Returns the command that ``config`` came from: the verb, OUT, and every option that differs from ``plain``."""
+    words = ["ideomotor", *verb.split(), "--out", str(out)]
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if value != getattr(plain, option.name):
+            given = value if isinstance(value, tuple) else (value,)
+            words += [f"--{option.name.replace('_', '-')}", *map(str, given)]
+    return shlex.join(words)
 
 
 def claim(out: Path, settings: dict[str, Any]) -> None:
