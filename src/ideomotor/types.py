@@ -44,6 +44,8 @@ class Clip:
         rewards: what each action brought, where that is known.
         proprio: the robot's own state at the last context frame.
         tokens: the tokenizer's latent frames of this window, by camera, where a cache holds them.
+        latents: a VAE's latents of this window's frames, by camera, where the data have them: not scaled, the mean or
+            a sample, as the loader was told.
         domain: one id a sample, see ``DOMAINS``; None where all are unknown.
     """
 
@@ -54,6 +56,7 @@ class Clip:
     rewards: Float[Tensor, "b chunk"] | None = None
     proprio: Float[Tensor, "b state"] | None = None
     tokens: Mapping[str, Int[Tensor, "b latent n"]] | None = None
+    latents: Mapping[str, Float[Tensor, "b t z h w"]] | None = None
     domain: Int[Tensor, " b"] | None = None
 
     def __len__(self) -> int:
@@ -141,6 +144,37 @@ class Frames(Protocol):
         """
 
 
+class Moments(NamedTuple):
+    """What a VAE says of frames: mean and deviation of their latents, not scaled.
+
+    Where only a sample was kept, the sample is the mean, and there is no deviation.
+    """
+
+    mean: Float[Tensor, "t z h w"]
+    std: Float[Tensor, "t z h w"] | None
+
+
+@runtime_checkable
+class Latents(Protocol):
+    """One camera's latents of one episode, a latent a frame, read when asked for."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(t, z, h, w)`` of all of them."""
+
+    @property
+    def vae(self) -> str:
+        """Fingerprint of the VAE that made them; "" for published latents, which do not say."""
+
+    def read(self, indices: Sequence[int]) -> Moments:
+        """Returns those frames' latents, in the order asked for, as float32.
+
+        Raises:
+            IndexError: an index is outside ``0..t-1``.
+            ValueError: the file is damaged.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Episode:
     """One recording; nothing is decoded before it is asked for.
@@ -149,7 +183,8 @@ class Episode:
         id: unique within its dataset, and stable.
         text: instruction or caption; "" where none is known.
         fps: frames per second.
-        frames: by camera name; every camera has ``length`` frames.
+        frames: by camera name; every camera has ``length`` frames. Empty where only latents were passed on.
+        latents: by camera name, for the cameras that have them.
         read_actions: the action taken at each frame; None for actionless video.
         read_proprio: the robot's own state at each frame; None where not recorded.
         outcome: "success", "failure", or "" where unknown.
@@ -160,6 +195,7 @@ class Episode:
     fps: float
     length: int
     frames: Mapping[str, Frames]
+    latents: Mapping[str, Latents] = field(default_factory=dict)
     read_actions: Callable[[], Float[np.ndarray, "t action"]] | None = None
     read_proprio: Callable[[], Float[np.ndarray, "t state"]] | None = None
     outcome: str = ""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ideomotor.data.formats import frame_lists, npz
 from ideomotor.data.mixture import Source
 from ideomotor.data.segments import SegmentWindow
-from ideomotor.data.windows import Window, WindowConfig
+from ideomotor.data.windows import PacedWindow, WindowConfig
 from ideomotor.types import Dataset
 
 _RLDS = "_converted_externally_to_rlds"
@@ -210,7 +210,7 @@ MIXES = {
 def mix_sources(
     name: str,
     root: Path,
-    window: Window | None = None,
+    window: PacedWindow | None = None,
     size: tuple[int, int] | None = None,
     held_out: bool = False,
     left_out: Mapping[str, Collection[str]] | None = None,

@@ -17,6 +17,7 @@ from torch import Tensor
 from ideomotor.data.distant_windows import DistantWindow
 from ideomotor.data.segments import SegmentWindow
 from ideomotor.data.transforms import center_crop, covering_size, resize_and_crop
+from ideomotor.data.whole_clips import WholeClip
 from ideomotor.types import Dataset, Episode
 
 
@@ -81,7 +82,9 @@ class WindowConfig:
         return [self.context, self.horizon, self.stride, self.every]
 
 
-Window = WindowConfig | DistantWindow | SegmentWindow
+PacedWindow = WindowConfig | DistantWindow | SegmentWindow
+"""Windows whose frames are a stride apart, whose starts lie a step apart."""
+Window = PacedWindow | WholeClip
 
 
 class WindowIndex:
@@ -94,7 +97,7 @@ class WindowIndex:
         """Counts the windows; nothing is decoded.
 
         Raises:
-            ValueError: the dataset has no episode, or an episode has no frame.
+            ValueError: the dataset has no episode, an episode has no frame, or none gives a window.
         """
         if not dataset.episodes:
             left_out = f" ({len(dataset.quarantined)} left out as damaged)" if dataset.quarantined else ""
@@ -106,6 +109,12 @@ class WindowIndex:
             raise ValueError(f"episode {empty[0]!r} of dataset {dataset.name!r} has no frames: leave it out")
         self.dataset, self.config = dataset, config
         self._ends = list(accumulate(config.anchors(episode.length) for episode in dataset.episodes))
+        if not self._ends[-1]:
+            shortest = min(episode.length for episode in dataset.episodes)
+            raise ValueError(
+                f"none of the {len(dataset.episodes)} episodes of dataset {dataset.name!r} gives a window: "
+                f"the shortest has {shortest} frames, too many for {config}"
+            )
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -21,7 +21,7 @@ from ideomotor.data.loader import ClipLoader
 from ideomotor.data.mixture import Source
 from ideomotor.data.signals import all_actions, all_proprio
 from ideomotor.data.token_cache import Encode, TokenCache
-from ideomotor.data.windows import Window, WindowIndex, split
+from ideomotor.data.windows import PacedWindow, WindowIndex, split
 from ideomotor.systems.demonstrations import learnable
 from ideomotor.systems.progress import bar
 from ideomotor.systems.vpdd import VPDD, Stage, view_names
@@ -83,7 +83,7 @@ class Looks(Protocol):
         """Cameras."""
 
     @property
-    def window(self) -> Window:
+    def window(self) -> PacedWindow:
         """Which frames and actions make a sample."""
 
 
@@ -172,7 +172,7 @@ def open_sources(
     stage: Stage,
     actions: bool = False,
     *,
-    window: Window | None = None,
+    window: PacedWindow | None = None,
     smooth: bool = True,
 ) -> Sources:
     """Opens, decodes what is not cached yet (with a progress bar), splits by episode, and says what was left out.
@@ -189,7 +189,7 @@ def open_sources(
         ValueError: a data set cannot be read, or ``actions`` are wanted of one that has none.
     """
     train, validation, noted = [], [], []
-    shape: Window = replace(window or config.window, every=stage.every)
+    shape: PacedWindow = replace(window or config.window, every=stage.every)
     for number, path in enumerate(options.data):
         dataset = open_dataset(path)
         window = replace(shape, stride=options.strides[number]) if options.strides else shape
