@@ -28,7 +28,7 @@ def test_a_whole_clip_shows_first_and_last_frame_and_leaves_out_what_is_too_long
 
 
 def test_a_dataset_of_which_no_episode_fits_says_so():
-    with pytest.raises(ValueError, match=r"none of the 2 episodes .* gives a window: the shortest has 30 frames"):
+    with pytest.raises(ValueError, match=r"none of the 2 episodes .* gives a window: they have 30 to 40 frames"):
         WindowIndex(unequal(40, 30), WholeClip(frames=4, longest=20))
 
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from ideomotor.data.acting_windows import ActingWindow
 from ideomotor.data.distant_windows import DistantWindow
 from ideomotor.data.segments import SegmentWindow
 from ideomotor.data.transforms import center_crop, covering_size, resize_and_crop
@@ -82,7 +83,7 @@ class WindowConfig:
         return [self.context, self.horizon, self.stride, self.every]
 
 
-PacedWindow = WindowConfig | DistantWindow | SegmentWindow
+PacedWindow = WindowConfig | ActingWindow | DistantWindow | SegmentWindow
 """Windows whose frames are a stride apart, whose starts lie a step apart."""
 Window = PacedWindow | WholeClip
 
@@ -110,10 +111,10 @@ class WindowIndex:
         self.dataset, self.config = dataset, config
         self._ends = list(accumulate(config.anchors(episode.length) for episode in dataset.episodes))
         if not self._ends[-1]:
-            shortest = min(episode.length for episode in dataset.episodes)
+            lengths = [episode.length for episode in dataset.episodes]
             raise ValueError(
-                f"none of the {len(dataset.episodes)} episodes of dataset {dataset.name!r} gives a window: "
-                f"the shortest has {shortest} frames, too many for {config}"
+                f"none of the {len(dataset.episodes)} episodes of dataset {dataset.name!r} gives a window: they have "
+                f"{min(lengths)} to {max(lengths)} frames, too many or too few for {config}"
             )
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ideomotor.data.formats import annotated_json, folder, frame_lists, lerobot, npz
+from ideomotor.data.formats import annotated_json, calvin, folder, frame_lists, lerobot, npz
 from ideomotor.types import Dataset, Quarantined
 
 
@@ -21,11 +21,12 @@ class Format(NamedTuple):
     wanted: str
 
 
-# In the order in which they are tried: a LeRobot data set is also a folder with videos in it.
+# In the order in which they are tried: a LeRobot data set is also a folder with videos in it, CALVIN one of npz files.
 FORMATS: dict[str, Format] = {
     "lerobot": Format(lerobot.sniff, lerobot.read, "a LeRobotDataset v3.0 (meta/info.json)"),
     "annotated_json": Format(annotated_json.sniff, annotated_json.read, annotated_json.WANTED),
     "frame_lists": Format(frame_lists.sniff, frame_lists.read, frame_lists.WANTED),
+    "calvin": Format(calvin.sniff, calvin.read, calvin.WANTED),
     "npz": Format(npz.sniff, npz.read, npz.WANTED),
     "folder": Format(folder.sniff, folder.read, folder.WANTED),
 }
@@ -72,7 +73,7 @@ def _inner(path: Path) -> list[Quarantined]:
     """The data sets that lie in a folder read as loose recordings: their actions and texts are lost on the way."""
     found = []
     for child in sorted(child for child in path.glob("*/") if child.is_dir()):
-        name = next((name for name in ("lerobot", "annotated_json") if FORMATS[name].sniff(child)), None)
+        name = next((name for name in ("lerobot", "annotated_json", "calvin") if FORMATS[name].sniff(child)), None)
         if name is not None:
             reason = f"is a data set of its own ({name}), read here as loose files: open it by itself for all it holds"
             found.append(Quarantined(path=child.name, reason=reason))
