@@ -41,7 +41,7 @@ class Clip:
         actions: the chunk that follows the last context frame, in the units of the data; None for actionless video.
             Of a segment (``data.segments``) instead the action at each of its frames.
         action_mask: True where an action was really recorded, False where the chunk runs past the episode's end.
-        rewards: what each action brought, where that is known.
+        rewards: what each of the actions brought, it came with the frame after; None where it is unknown.
         proprio: the robot's own state at the last context frame.
         tokens: the tokenizer's latent frames of this window, by camera, where a cache holds them.
         latents: a VAE's latents of this window's frames, by camera, where the data have them: not scaled, the mean or
@@ -75,7 +75,7 @@ class Clip:
 
     def split(self, context: int) -> tuple[Clip, Clip]:
         """Returns what is seen (the first ``context`` frames, and the state) and what is to be foretold (the rest,
-        and the actions); text and domain are those of both.
+        actions and rewards); text and domain are those of both.
         """
         for camera, video in self.frames.items():
             if video.shape[1] <= context:
@@ -87,7 +87,14 @@ class Clip:
         rest = {camera: video[:, context:] for camera, video in self.frames.items()}
         return (
             Clip(frames=seen, text=self.text, proprio=self.proprio, domain=self.domain),
-            Clip(frames=rest, text=self.text, actions=self.actions, action_mask=self.action_mask, domain=self.domain),
+            Clip(
+                frames=rest,
+                text=self.text,
+                actions=self.actions,
+                action_mask=self.action_mask,
+                rewards=self.rewards,
+                domain=self.domain,
+            ),
         )
 
 
@@ -187,6 +194,7 @@ class Episode:
         latents: by camera name, for the cameras that have them.
         read_actions: the action taken at each frame; None for actionless video.
         read_proprio: the robot's own state at each frame; None where not recorded.
+        read_rewards: what the action taken at each frame brought; None where not recorded.
         outcome: "success", "failure", or "" where unknown.
     """
 
@@ -198,6 +206,7 @@ class Episode:
     latents: Mapping[str, Latents] = field(default_factory=dict)
     read_actions: Callable[[], Float[np.ndarray, "t action"]] | None = None
     read_proprio: Callable[[], Float[np.ndarray, "t state"]] | None = None
+    read_rewards: Callable[[], Float[np.ndarray, " t"]] | None = None
     outcome: str = ""
 
 

@@ -12,7 +12,7 @@ import torch
 from ideomotor.data.formats import FORMATS, annotated_json, folder, npz, open_dataset
 from ideomotor.data.formats.checks import files_below, fingerprint
 from ideomotor.data.inspection import inspect
-from ideomotor.data.signals import read_actions, read_proprio
+from ideomotor.data.signals import read_actions, read_proprio, read_rewards
 from ideomotor.data.video import count_decodable, write_video
 from ideomotor.types import Frames
 
@@ -254,6 +254,7 @@ def test_stacked_pictures_and_actions_that_led_to_them(tmp_path):
     actions, recorded = read_actions(episode), np.load(path)["action"]
     assert np.array_equal(actions[:5], recorded[1:]) and np.array_equal(actions[5], recorded[5])
     assert np.array_equal(read_proprio(episode), np.ones((6, 2)))
+    assert read_rewards(episode).tolist() == [0] * 6
     assert npz.read(tmp_path, fps=80).episodes[0].fps == 80
     assert npz.read(tmp_path, fps=80).fingerprint != npz.read(tmp_path).fingerprint
 
@@ -265,6 +266,25 @@ def test_a_row_of_actions_less_than_frames_is_filled_with_zeros(tmp_path):
     data = open_dataset(tmp_path)
     assert ids(data) == ["a"] and "wanted 6 rows" in data.quarantined[0].reason
     assert read_actions(data.episodes[0])[:, 0].tolist() == [1, 1, 1, 1, 0]
+
+
+def test_rewards_are_what_the_action_at_the_frame_brought(tmp_path):
+    """Beside an observation they came with the frame, so they belong to the action before it."""
+    came = np.arange(6, dtype=np.float64)
+    replay(tmp_path / "a.npz", reward=came[:, None])
+    replay(tmp_path / "b.npz", reward=came)
+    replay(tmp_path / "g.npz", reward=came > 3)
+    bair(tmp_path / "c.npz", reward=came[:5])
+    bair(tmp_path / "d.npz", reward=came[:4, None])
+    bair(tmp_path / "e.npz")
+    bair(tmp_path / "f.npz", reward=np.zeros((5, 2)))
+    data = open_dataset(tmp_path)
+    found = {episode.id: read_rewards(episode).tolist() for episode in data.episodes if episode.read_rewards}
+    moved = [1, 2, 3, 4, 5, 5]
+    assert found == {"a": moved, "b": moved, "c": [0, 1, 2, 3, 4], "d": [0, 1, 2, 3, 0], "g": [0, 0, 0, 1, 1, 1]}
+    assert "rewards of width 2" in reasons(data)["f.npz"]
+    with pytest.raises(ValueError, match="'e' has no rewards"):
+        read_rewards(data.episodes[4])
 
 
 def test_a_text_in_the_file_is_the_instruction(tmp_path):
@@ -286,6 +306,8 @@ UNFIT = {
     "nan": ({"action": _rows(np.nan)}, "row 2 of the actions holds nan"),
     "infinite": ({"action": _rows(np.inf)}, "row 2 of the actions holds inf"),
     "beyond float32": ({"action": _rows(1e300)}, "row 2 of the actions holds inf"),
+    "nan reward": ({"reward": _rows(np.nan)[:, :1] * np.nan}, "row 0 of the rewards holds nan"),
+    "too few rewards": ({"reward": np.zeros(3)}, r"has rewards of shape \(3, 1\).*wanted 5 or 4 rows"),
     "nan state": ({"state": _rows(np.nan)}, "row 2 of the states holds nan"),
     "too few actions": ({"action": np.zeros((3, 4))}, r"has actions of shape \(3, 4\).*wanted 5 or 4 rows"),
     "too few states": ({"state": np.zeros((4, 4))}, r"has states of shape \(4, 4\).*wanted 5 rows"),
@@ -517,9 +539,10 @@ def test_real_replays(shared):
     assert {episode.text for episode in data.episodes} == {"button press topdown wall", "door lock", "plate slide"}
     episode = next(episode for episode in data.episodes if episode.text == "door lock")
     with np.load(root / f"{episode.id}.npz") as arrays:
-        observation, action = arrays["observation"], arrays["action"]
+        observation, action, reward = arrays["observation"], arrays["action"], arrays["reward"]
     assert np.array_equal(episode.frames["observation"].read([100, 7]).numpy(), observation[[100, 7], 6:])
     assert np.array_equal(read_actions(episode)[:100], action[1:])
+    assert np.array_equal(read_rewards(episode)[:100], reward[1:, 0]) and reward.max() > 10
     assert max(np.abs(read_actions(e)).max() for e in data.episodes) > 10  # recorded unclipped, and given so
 
 

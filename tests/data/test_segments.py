@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from ideomotor.data.cache import cached
+from ideomotor.data.formats import open_dataset
 from ideomotor.data.loader import ClipLoader
 from ideomotor.data.mixture import Mixture, Source
+from ideomotor.data.replay import draw_segments, read_trajectory
 from ideomotor.data.segments import SegmentWindow
 from ideomotor.data.token_cache import windows_key
 from ideomotor.data.windows import WindowIndex
@@ -64,6 +67,28 @@ def test_actions_are_the_rows_of_the_frames():
     for mode in ("goal", "random_shuffle"):
         with pytest.raises(ValueError, match="not in order of time"):
             replace(window, mode=mode).actions(rows, 0)
+
+
+def test_a_loader_gives_the_rewards_of_the_actions(tmp_path):
+    """From the files, through the cache of frames, as the replay gives them: row k leads to the frame after frame k."""
+    actions = np.arange(8, dtype=np.float32)[:, None] / 8
+    for name in "ab":
+        made = np.random.default_rng(0).integers(0, 255, (8, 3, 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", observation=made, action=actions, reward=10 * actions, discount=actions)
+    window = SegmentWindow(frames=4, context=2)
+    plain = open_dataset(tmp_path)
+    kept = [Source(dataset, window=window) for dataset in (plain, cached(plain, tmp_path / "cache", 8))]
+    clips = [ClipLoader([source], batch_size=6, seed=1, rewards=True).batch(0) for source in kept]
+    assert clips[0].rewards.equal(clips[1].rewards) and clips[0].rewards.shape == (6, 4)
+    assert clips[0].rewards.equal(10 * clips[0].actions[..., 0]) and clips[0].rewards.max() > 5
+    segments = draw_segments([read_trajectory(tmp_path / "a.npz")], 6, 4, 0, 0)
+    assert segments.rewards.equal(10 * segments.actions[..., 0])
+    assert clips[0].split(2)[1].rewards.equal(clips[0].rewards)
+    alone = ClipLoader(kept[:1], batch_size=6, seed=1, actions=False, rewards=True).batch(0)
+    assert alone.actions is None and alone.rewards.equal(clips[0].rewards)
+    assert ClipLoader(kept, batch_size=6, seed=1).batch(0).rewards is None
+    with pytest.raises(ValueError, match="'0' has no rewards: load with rewards=False"):
+        ClipLoader([kept[0], Source(numbered(9), window=window)], batch_size=6, seed=1, rewards=True)
 
 
 def test_random_selection_draws_each_frame_equally_often():

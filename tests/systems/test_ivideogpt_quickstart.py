@@ -18,6 +18,7 @@ def test_a_world_from_nothing_and_its_page(tmp_path: Path, capsys: pytest.Captur
     scores = json.loads((tmp_path / "run/scores/scores.json").read_text())
     assert set(scores["moving_psnr"]) == {"world", "without actions", "last frame repeated"}
     assert scores["sensitivity"] is not None and scores["clips"] == 6 and scores["videos"]
+    assert scores["reward_error"]["world"] > 0 and scores["reward_error"]["their mean"] > 0
     text = page.read_text()
     assert text.count("data:video/mp4") == len(scores["videos"]) and "http://" not in text and "$" not in text
     capsys.readouterr()
@@ -42,9 +43,11 @@ def test_the_page_says_what_the_figures_say() -> None:
     data = WorldPage(
         title="t", subtitle="<b>", created="", command="", moving_psnr={"world": [20.0, 19.0], "still": [19.0, 19.5]},
         gaps={"no action": (1e-3, 5e-4, 2e-3), "another clip's actions": (1e-3, -1e-4, 2e-3), "nothing": (0.0, 0, 0)},
-        strict={"psnr (mean)": (20.0, None, None)}, films=(), protocol={}, stages=(), environment={},
+        reward_error={"world": 0.5, "their mean": 1.5}, strict={"psnr (mean)": (20.0, None, None)}, films=(),
+        protocol={}, stages=(), environment={},
     )  # fmt: skip
-    near, heard, unheard, same = verdicts(data)
+    near, heard, unheard, same, rewarded = verdicts(data)
+    assert "off by 0.5" in rewarded and "their mean, 1.5" in rewarded
     assert "1 of 2 steps" in near and "+0.2 dB" in near
     assert heard.endswith("It hears what is done.") and "cannot tell" in unheard and "does not hear" in same
     page = world_page(data)

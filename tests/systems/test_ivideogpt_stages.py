@@ -14,6 +14,7 @@ from ideomotor import cli
 from ideomotor.layers.sampling import Sampling
 from ideomotor.predictors.autoregressive import AutoregressivePredictor
 from ideomotor.systems.ivideogpt import PRESETS, WorldModeling, packed, tiny, tokens_of, unpacked
+from ideomotor.systems.ivideogpt_scores import evaluate, score_table
 from ideomotor.systems.ivideogpt_stages import load_world, run_tokenizer, run_world
 from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.world import World
@@ -25,7 +26,7 @@ GREEDY = Sampling(temperature=0)
 
 
 def record(folder: Path, episodes: int = 4, length: int = 20) -> Path:
-    """Writes episodes of a square that moves as it is told, in the replay layout."""
+    """Writes episodes of a square that moves as it is told, in the replay layout; going right is rewarded."""
     rng = np.random.default_rng(0)
     (folder / "push").mkdir(parents=True)
     for number in range(episodes):
@@ -37,7 +38,7 @@ def record(folder: Path, episodes: int = 4, length: int = 20) -> Path:
             frames[row, :, y : y + 8, x : x + 8] = 220
         ones = np.ones((length, 1), np.float32)
         path = folder / f"push/{number:06d}.npz"
-        np.savez_compressed(path, observation=frames, action=actions, reward=0 * ones, discount=ones)
+        np.savez_compressed(path, observation=frames, action=actions, reward=actions[:, :1], discount=ones)
     return folder
 
 
@@ -89,6 +90,13 @@ def test_presets_fit_together(name: str) -> None:
         (lambda c: {"window": replace(c.window, context=3)}, "set all four"),
         (lambda c: {"window": replace(c.window, frames=99)}, "fit behind the context"),
         (lambda c: {"window": replace(c.window, mode="goal")}, "set world.action_width 0"),
+        (
+            lambda c: {
+                "window": replace(c.window, mode="goal"),
+                "world": replace(c.world, action_width=0, reward=True),
+            },
+            "world.reward False",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_named(change: Callable, words: str) -> None:
@@ -165,6 +173,37 @@ def test_a_world_without_actions_learns_to_hear_them(home: Path, tmp_path: Path,
     assert after.config.action_width == 2 and after.action.weight.abs().sum() > 0
     assert before.state_dict().keys() < after.state_dict().keys(), "merged, the pairs leave no names behind"
     assert any(not torch.equal(weight, after.state_dict()[name]) for name, weight in before.state_dict().items())
+
+
+def test_a_world_learns_the_rewards_of_the_data(home: Path, tmp_path: Path) -> None:
+    """Fails if a reward is that of another action: they are independent of one another."""
+    config = tiny()
+    stage = replace(config.world_stage, steps=60, optim=replace(config.world_stage.optim, lr=1e-2))
+    config = replace(config, world=replace(config.world, reward=True), world_stage=stage)
+    run_world(data(home / "data", home), config, home / "tokenizer", None, 0, tmp_path / "world", 0, False)
+    scores = evaluate(tmp_path / "world", (), tmp_path / "scores.json", clips=16)
+    assert scores.reward_error is not None
+    assert scores.reward_error["world"] < 0.9 * scores.reward_error["their mean"]
+    assert "rewards: world" in str(score_table(scores).caption)
+
+
+def test_data_without_rewards_are_refused_by_name(home: Path, tmp_path: Path) -> None:
+    record(tmp_path / "bare", episodes=3)
+    for number in (0, 2):
+        path = tmp_path / f"bare/push/{number:06d}.npz"
+        with np.load(path) as arrays:
+            kept = {name: arrays[name] for name in arrays if name != "reward"}
+        np.savez_compressed(path, **kept)
+    config = replace(tiny(), world=replace(tiny().world, reward=True))
+    with pytest.raises(ValueError, match=r"bare holds 2 of 3 episodes without rewards, first 'push/000000'"):
+        run_world(
+            replace(data(home / "data", home), data=(home / "data", tmp_path / "bare")),
+            config, home / "tokenizer", None, 0, tmp_path / "out", 0, False,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    clip = Clip(frames={"main": frames(1, 6)}, text=("",), actions=torch.zeros(1, 6, 2))
+    with pytest.raises(ValueError, match="a clip without rewards"):
+        WorldModeling(AutoregressivePredictor(config.world), ContextVQGAN(config.tokenizer).eval())(clip)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(home: Path, tmp_path: Path) -> None:

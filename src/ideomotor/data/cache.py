@@ -23,7 +23,7 @@ from ideomotor.data.windows import read_frames
 from ideomotor.files import synced
 from ideomotor.types import Dataset, Episode, Quarantined
 
-VERSION = 1
+VERSION = 2
 Progress = Callable[[int, int], None]
 """Called with what is done and how much there is."""
 
@@ -116,8 +116,8 @@ class CachedFrames:
 class FrameCache:
     """One camera of a dataset at one size, in a finished folder.
 
-    Frames are in ``frames.npy``, actions and states in ``signals.safetensors``, the rest in ``index.json``. Several
-    processes may have it open; nothing in it is ever changed.
+    Frames are in ``frames.npy``, actions, states and rewards in ``signals.safetensors``, the rest in ``index.json``.
+    Several processes may have it open; nothing in it is ever changed.
 
     Attributes:
         dataset: the episodes that decoded, reading from here.
@@ -158,6 +158,7 @@ class FrameCache:
             frames={self.camera: CachedFrames(array=np.asarray(self.frames[start : start + length]))},
             read_actions=partial(self._signals.get_tensor, f"{number}.actions") if entry["actions"] else None,
             read_proprio=partial(self._signals.get_tensor, f"{number}.proprio") if entry["proprio"] else None,
+            read_rewards=partial(self._signals.get_tensor, f"{number}.rewards") if entry["rewards"] else None,
             outcome=entry["outcome"],
         )
 
@@ -274,6 +275,7 @@ def _entry(episode: Episode, number: int, start: int, signals: Mapping[str, Any]
         "start": start,
         "actions": f"{number}.actions" in signals,
         "proprio": f"{number}.proprio" in signals,
+        "rewards": f"{number}.rewards" in signals,
     }
 
 
@@ -301,11 +303,16 @@ def _decode(
 def _signals(
     episodes: Sequence[Episode], numbers: Sequence[int], lost: dict[int, str]
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Returns the actions and states of those episodes by name; an episode that does not give them joins ``lost``."""
+    """Returns the signals of those episodes by name; an episode that does not give them joins ``lost``."""
     signals: dict[str, np.ndarray[Any, Any]] = {}
     for number in numbers:
         try:
-            for name, read in (("actions", episodes[number].read_actions), ("proprio", episodes[number].read_proprio)):
+            episode = episodes[number]
+            for name, read in (
+                ("actions", episode.read_actions),
+                ("proprio", episode.read_proprio),
+                ("rewards", episode.read_rewards),
+            ):
                 if read is not None:
                     signals[f"{number}.{name}"] = np.ascontiguousarray(read(), dtype=np.float32)
         except _DAMAGE as error:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ideomotor.files import synced, write_text
-from ideomotor.types import Dataset
+from ideomotor.types import Dataset, Episode
 
 
 def description(dataset: Dataset) -> list[Any]:
@@ -37,7 +37,7 @@ def description(dataset: Dataset) -> list[Any]:
             "reader of data.formats, or set one"
         )
     facts = [
-        (e.id, e.length, e.text, e.fps, e.outcome, e.read_actions is not None, e.read_proprio is not None)
+        (e.id, e.length, e.text, e.fps, e.outcome, *(read is not None for read in _signals(e)))
         for e in dataset.episodes
     ]
     ids = [episode.id for episode in dataset.episodes]
@@ -45,6 +45,10 @@ def description(dataset: Dataset) -> list[Any]:
         twice = next(name for name in ids if ids.count(name) > 1)
         raise ValueError(f"two episodes of dataset {dataset.name!r} are called {twice!r}: rename one")
     return [dataset.fingerprint, facts]
+
+
+def _signals(episode: Episode) -> tuple[object, ...]:
+    return episode.read_actions, episode.read_proprio, episode.read_rewards
 
 
 def digest(value: Any) -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64, UInt64
 from torch import Tensor
 
 from ideomotor.data.mixture import Mixture, Source
-from ideomotor.data.signals import read_actions, read_proprio, refuse_other_widths
+from ideomotor.data.signals import read_actions, read_proprio, read_rewards, refuse_other_widths
 from ideomotor.data.token_cache import TokenCache, windows_key
 from ideomotor.data.windows import WindowIndex
 from ideomotor.types import Clip, domain_id
@@ -40,6 +40,8 @@ class ClipLoader:
         token_cache: caches of the windows of every source and camera, in any order; they become ``tokens``.
         actions: False for video that may not have any: clips then have neither actions nor ``proprio``. With actions
             they have ``proprio`` where every episode of every source recorded it.
+        rewards: every episode must have them; clips then have what each of their actions, or of those that would be
+            theirs, brought.
         prefetch: batches made ahead by a thread; 0 makes each when it is asked for.
         pin: makes them in page-locked memory, for a GPU.
     """
@@ -55,14 +57,15 @@ class ClipLoader:
         with_frames: bool = True,
         token_cache: TokenCache | Sequence[TokenCache] | None = None,
         actions: bool = True,
+        rewards: bool = False,
         prefetch: int = 2,
         pin: bool = False,
     ) -> None:
-        """Reads the actions and states of every episode, and no frame.
+        """Reads the actions, states and rewards of every episode, and no frame.
 
         Raises:
-            ValueError: the sources do not fit one another, an episode lacks actions or has damaged ones, a token cache
-                is missing, or the batch cannot be shared evenly.
+            ValueError: the sources do not fit one another, an episode lacks actions or rewards or has damaged ones, a
+                token cache is missing, or the batch cannot be shared evenly.
         """
         if world_size < 1 or not 0 <= rank < world_size or batch_size < 1 or batch_size % world_size:
             raise ValueError(
@@ -74,8 +77,8 @@ class ClipLoader:
         if not sources:
             raise ValueError("no sources were given: a loader needs at least one")
         caches = [token_cache] if isinstance(token_cache, TokenCache) else token_cache
-        self._readers = [_SourceReader(source, actions, with_frames, caches) for source in sources]
-        _refuse_unequal(self._readers, actions)
+        self._readers = [_SourceReader(source, actions, rewards, with_frames, caches) for source in sources]
+        _refuse_unequal(self._readers, actions, rewards)
         self._with_proprio = all(reader.states is not None for reader in self._readers)
         self.mixture = Mixture([s.weight for s in sources], [len(reader.index) for reader in self._readers], seed)
         self.batch_size, self.world_size, self.rank, self.start = batch_size, world_size, rank, start
@@ -116,14 +119,18 @@ class ClipLoader:
 
 
 class _SourceReader:
-    """Windows of one source as clips; its actions and states are in memory."""
+    """Windows of one source as clips; its actions, states and rewards are in memory."""
 
-    def __init__(self, source: Source, actions: bool, with_frames: bool, caches: Sequence[TokenCache] | None) -> None:
+    def __init__(
+        self, source: Source, actions: bool, rewards: bool, with_frames: bool, caches: Sequence[TokenCache] | None
+    ) -> None:
         self.source, self.with_frames = source, with_frames
         self.index = WindowIndex(source.dataset, source.window)
         self.cameras = source.camera_names()
         self.actions = self._read_actions() if actions else None
         self.states = self._read_states() if actions else None
+        # A column, so that a window cuts them as it cuts actions.
+        self.rewards = [read_rewards(each)[:, None] for each in source.dataset.episodes] if rewards else None
         self.tokens = None if caches is None else {name: self._tokens(name, caches) for name in self.cameras}
 
     @property
@@ -146,11 +153,14 @@ class _SourceReader:
         if self.with_frames:
             size = self.source.size
             frames = {name: self.index.read(wanted, camera, size, drawn) for name, camera in self.cameras.items()}
-        actions, mask, proprio = None, None, None
+        actions, mask, proprio, rewards = None, None, None, None
         if self.actions is not None:
             chunks = [config.actions(self.actions[number], anchor, draw) for number, anchor, draw in places]
             actions = torch.from_numpy(np.stack([chunk for chunk, _ in chunks]))
             mask = torch.from_numpy(np.stack([recorded for _, recorded in chunks]))
+        if self.rewards is not None:
+            chunks = [config.actions(self.rewards[number], anchor, draw) for number, anchor, draw in places]
+            rewards = torch.from_numpy(np.stack([chunk[:, 0] for chunk, _ in chunks]))
         if with_proprio and self.states is not None:
             now = [config.frame_indices(at, episodes[n].length, draw)[config.context - 1] for n, at, draw in places]
             proprio = torch.from_numpy(np.stack([self.states[p[0]][row] for p, row in zip(places, now, strict=True)]))
@@ -159,6 +169,7 @@ class _SourceReader:
             text=tuple(episodes[number].text for number, _, _ in places),
             actions=actions,
             action_mask=mask,
+            rewards=rewards,
             proprio=proprio,
             tokens=None if self.tokens is None else {name: cache.read(wanted) for name, cache in self.tokens.items()},
             domain=torch.full((len(wanted),), domain_id(self.source.domain)),
@@ -189,7 +200,7 @@ class _SourceReader:
         return fitting[0]
 
 
-def _refuse_unequal(readers: Sequence[_SourceReader], actions: bool) -> None:
+def _refuse_unequal(readers: Sequence[_SourceReader], actions: bool, rewards: bool) -> None:
     """Refuses sources whose clips cannot stand in one batch."""
     first = readers[0]
     for other in readers[1:]:
@@ -198,8 +209,9 @@ def _refuse_unequal(readers: Sequence[_SourceReader], actions: bool) -> None:
             ("context", first.source.window.context, other.source.window.context),
             ("horizon", first.source.window.horizon, other.source.window.horizon),
         ]
-        if actions:
+        if actions or rewards:
             facts.append(("chunk", first.source.window.chunk, other.source.window.chunk))
+        if actions:
             facts.append(("actions of width", first.action_width, other.action_width))
             if None not in (first.state_width, other.state_width):
                 facts.append(("proprio of width", first.state_width, other.state_width))

@@ -1,4 +1,4 @@
-"""What is recorded beside the frames of an episode: actions and the robot's own state."""
+"""What is recorded beside the frames of an episode: actions, what they brought, and the robot's own state."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ def read_proprio(episode: Episode) -> Float32[np.ndarray, "t state"] | None:
         ValueError: there are as many as not to fit the frames, or some that are not finite numbers.
     """
     return None if episode.read_proprio is None else _checked(episode, "proprio", episode.read_proprio)
+
+
+def read_rewards(episode: Episode) -> Float32[np.ndarray, " t"]:
+    """Returns what the action taken at each frame brought.
+
+    Raises:
+        ValueError: the episode has none, as many as not to fit its frames, or some that are not finite numbers.
+    """
+    if episode.read_rewards is None:
+        raise ValueError(
+            f"episode {episode.id!r} has no rewards: load with rewards=False, or keep only the episodes that have them"
+        )
+    read = episode.read_rewards
+    return _checked(episode, "rewards", lambda: np.asarray(read())[:, None])[:, 0]
 
 
 def all_actions(dataset: Dataset) -> Float32[np.ndarray, "n action"]:

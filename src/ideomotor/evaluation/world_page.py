@@ -33,6 +33,8 @@ class WorldPage:
         moving_psnr: by name ("world", ``STILL``, others), a figure a step, in dB.
         gaps: by what was done instead ("another clip's actions", "no action"), by how much the squared error (pixels
             in 0..1) grows: value, low, high; None for ends that cannot be had.
+        reward_error: mean absolute error of the foretold rewards ("world") and of saying always their mean ("their
+            mean"); None where none are foretold.
         strict: metrics of the strict protocol, as value, low, high.
     """
 
@@ -42,6 +44,7 @@ class WorldPage:
     command: str
     moving_psnr: Mapping[str, Sequence[float]]
     gaps: Mapping[str, tuple[float, float | None, float | None]]
+    reward_error: Mapping[str, float] | None
     strict: Mapping[str, tuple[float, float | None, float | None]]
     films: Sequence[Film]
     protocol: Mapping[str, Any]
@@ -95,6 +98,9 @@ def verdicts(data: WorldPage) -> list[str]:
             + (f" (95% interval {low:.2e} to {high:.2e})." if low is not None and high is not None else ".")
             + (" It hears what is done." if heard else " These clips cannot tell whether it hears what is done.")
         )
+    if data.reward_error is not None:
+        off, constant = data.reward_error["world"], data.reward_error["their mean"]
+        said.append(f"Its rewards are off by {off:.3g} on average; saying always their mean, {constant:.3g}.")
     return said
 
 

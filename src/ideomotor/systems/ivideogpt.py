@@ -79,10 +79,10 @@ class IVideoGPT:
                 f"the window foretells {self.window.horizon} frames; {world.longest} fit behind the context: shorten "
                 "window.frames or raise world.trunk.positions"
             )
-        if world.action_width and self.window.mode not in ("in_order", "first"):
+        if (world.action_width or world.reward) and self.window.mode not in ("in_order", "first"):
             raise ValueError(
                 f"segments of mode {self.window.mode!r} are not in order of time, so no action leads from one to the "
-                "next: set world.action_width 0"
+                "next, and none brings its reward: set world.action_width 0 and world.reward False"
             )
         tokens = (tokenizer.side**2, (tokenizer.side // tokenizer.patch) ** 2)
         if tokens != (world.context_tokens, world.dynamics_tokens):
@@ -117,7 +117,11 @@ class WorldModeling(nn.Module):
         self.predictor, self.tokenizer = predictor, Borrowed(tokenizer)
 
     def forward(self, clip: Clip) -> Losses:
-        """Returns the cross-entropy of the future, and what reward and actions add where they are known and wanted."""
+        """Returns the cross-entropy of the future, and what reward and actions add where they are wanted.
+
+        Raises:
+            ValueError: the world hears actions or foretells rewards, and the clip has none.
+        """
         config = self.predictor.config
         tokens = tokens_of(clip, self.tokenizer.module)
         leading = slice(config.context - 1, -1)  # the action at a frame leads to the next one
@@ -126,7 +130,9 @@ class WorldModeling(nn.Module):
             if clip.actions is None:
                 raise ValueError("a clip without actions came to a world with actions: set --world.action-width 0")
             actions = clip.actions[:, leading]
-        if config.reward and clip.rewards is not None:
+        if config.reward:
+            if clip.rewards is None:
+                raise ValueError("a clip without rewards came to a world with rewards: set --world.no-reward")
             rewards = clip.rewards[:, leading]
         return self.predictor.loss(tokens.context, tokens.dynamics, actions, rewards)
 

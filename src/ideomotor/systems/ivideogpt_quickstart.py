@@ -139,6 +139,7 @@ def report_of(config: WorldQuickstart, out: Path) -> Path:
         command=quickstarts.command_line("ivideogpt quickstart", out, config, WorldQuickstart()),
         moving_psnr=scores["moving_psnr"],
         gaps={said: _row(heard[name]) for name, said in names.items() if name in heard},
+        reward_error=scores["reward_error"],
         strict={name: _row(row) for name, row in scores["strict"].items()},
         films=[
             Film(text=row["text"], episode=row["episode"], video=(out / "scores" / row["file"]).read_bytes())
@@ -199,7 +200,7 @@ def model_of(config: WorldQuickstart) -> IVideoGPT:
 
     return replace(
         model,
-        world=replace(model.world, action_width=len(WORLDS["metaworld"].actions)),
+        world=replace(model.world, action_width=len(WORLDS["metaworld"].actions), reward=True),
         tokenizer_stage=scaled(model.tokenizer_stage),
         world_stage=scaled(model.world_stage),
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.mixture import Source
 from ideomotor.data.segments import SegmentWindow
+from ideomotor.data.signals import read_rewards
 from ideomotor.data.windows import WindowIndex
 from ideomotor.evaluation.action_sensitivity import ActionSensitivity, action_sensitivity, exchanged
 from ideomotor.evaluation.statistics import Estimate
@@ -39,12 +40,14 @@ class HeldOut:
     Attributes:
         frames: context first, then what happened.
         actions: row ``k`` is done at frame ``k`` and leads to the next; None for video without actions.
+        rewards: row ``k`` is what that action brought; None where an episode has none.
         episodes: which episode each clip was cut from.
         texts: instruction or caption.
     """
 
     frames: UInt8[Tensor, "b t c h w"]
     actions: Float[Tensor, "b t a"] | None
+    rewards: Float[Tensor, "b t"] | None
     episodes: list[str]
     texts: list[str]
 
@@ -58,12 +61,16 @@ class WorldScores:
         strict: the table of the strict protocol: value, low and high by metric and reduction.
         sensitivity: squared error (pixels in 0..1) with the true actions, and how much more with another clip's
             actions and with none; None for a world without actions.
+        reward_error: mean absolute error of the foretold rewards ("world"), and of saying at every step the mean of
+            the very rewards that were to be foretold ("their mean"), which no world can know; None for a world that
+            foretells none, and for clips without any.
         clips, samples, horizon: what was scored.
     """
 
     moving_psnr: dict[str, list[float]]
     strict: dict[str, Estimate]
     sensitivity: ActionSensitivity | None
+    reward_error: dict[str, float] | None
     clips: int
     samples: int
     horizon: int
@@ -125,7 +132,7 @@ def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
     indices = [WindowIndex(source.dataset, source.window) for source in sources]
     places = [(number, window) for number, index in enumerate(indices) for window in range(len(index))]
     chosen = places[:: max(1, len(places) // count)][:count]
-    frames, actions, episodes, texts = [], [], [], []
+    frames, actions, rewards, episodes, texts = [], [], [], [], []
     for number, window in chosen:
         source, index = sources[number], indices[number]
         (camera,) = source.camera_names().values()
@@ -136,8 +143,16 @@ def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
         texts.append(episode.text)
         if episode.read_actions is not None:
             actions.append(torch.from_numpy(source.window.actions(episode.read_actions(), anchor)[0]))
-    whole = torch.stack(actions) if len(actions) == len(chosen) else None
-    return HeldOut(frames=torch.cat(frames), actions=whole, episodes=episodes, texts=texts)
+        if episode.read_rewards is not None:
+            column = read_rewards(episode)[:, None]
+            rewards.append(torch.from_numpy(source.window.actions(column, anchor)[0][:, 0]))
+    return HeldOut(
+        frames=torch.cat(frames),
+        actions=torch.stack(actions) if len(actions) == len(chosen) else None,
+        rewards=torch.stack(rewards) if len(rewards) == len(chosen) else None,
+        episodes=episodes,
+        texts=texts,
+    )
 
 
 def score(
@@ -147,7 +162,7 @@ def score(
     context, horizon = world.context, clips.frames.shape[1] - world.context
     worlds = {"world": world, **(others or {})}
     errors = {name: [SquaredError()] * horizon for name in [*worlds, "last frame repeated"]}
-    parts, gaps = [], []
+    parts, gaps, foretold = [], [], []
     rows = list(range(0, len(clips.frames), _AT_ONCE))
     with bar("imagine held-out clips") as tell:
         for done, first in enumerate(rows):
@@ -157,7 +172,10 @@ def score(
             videos = {"last frame repeated": repeat_last(seen, horizon)}
             for name, each in worlds.items():
                 each.seed(seed + first)
-                videos[name] = each.imagine(seen, horizon, actions if each.action_width else None).frames.cpu()
+                imagined = each.imagine(seen, horizon, actions if each.action_width else None)
+                videos[name] = imagined.frames.cpu()
+                if each is world and imagined.rewards is not None:
+                    foretold.append(imagined.rewards.cpu())
             for name, video in videos.items():
                 steps = [moving_error(truth[:, k : k + 1], video[:, k : k + 1], last) for k in range(horizon)]
                 errors[name] = [a + b for a, b in zip(errors[name], steps, strict=True)]
@@ -178,10 +196,21 @@ def score(
         moving_psnr={name: [step.psnr for step in steps] for name, steps in errors.items()},
         strict={f"{metric} ({reduction})": row for (metric, reduction), row in table.rows.items()},
         sensitivity=sensitivity,
+        reward_error=_reward_error(foretold, clips.rewards, context),
         clips=len(clips.frames),
         samples=samples,
         horizon=horizon,
     )
+
+
+def _reward_error(
+    foretold: list[Float[Tensor, "b horizon"]], rewards: Float[Tensor, "b t"] | None, context: int
+) -> dict[str, float] | None:
+    if not foretold or rewards is None:
+        return None
+    brought = rewards[:, context - 1 : -1]
+    named = {"world": torch.cat(foretold), "their mean": brought.mean()}
+    return {name: float((said - brought).abs().mean()) for name, said in named.items()}
 
 
 def _heard(
@@ -223,4 +252,7 @@ def score_table(scores: WorldScores) -> Table:
         table.caption = (
             f"with another clip's actions the squared error is {gap.value:.2e} more ({gap.low:.2e} to {gap.high:.2e})"
         )
+    if scores.reward_error is not None:
+        said = ", ".join(f"{name} {error:.3g}" for name, error in scores.reward_error.items())
+        table.caption = f"{table.caption or ''}\nmean absolute error of the rewards: {said}".lstrip()
     return table

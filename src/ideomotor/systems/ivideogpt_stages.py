@@ -143,7 +143,7 @@ def run_world(
     acting = config.world.action_width > 0
     sources = None
     if to_train(out, fresh):
-        sources = open_sources(data, config, config.world_stage, actions=acting)
+        sources = open_sources(data, config, config.world_stage, actions=acting, rewards=config.world.reward)
         if acting:
             refuse_other_width(config, sources)
     with open_run(out, config, seed, fresh, data, noted) as run:
@@ -182,7 +182,14 @@ def with_tokens(sources: Sources, tokenizer: ContextVQGAN, config: IVideoGPT, ca
         whole=True,
     )
     acting = config.world.action_width > 0
-    return TrainingClips(sources.train, sources.validation, caches, with_frames=False, actions=acting)
+    return TrainingClips(
+        sources.train,
+        sources.validation,
+        caches,
+        with_frames=False,
+        actions=acting,
+        rewards=config.world.reward,
+    )
 
 
 def fitting_tokenizer(folder: Path, config: IVideoGPT) -> ContextVQGAN:

@@ -142,12 +142,15 @@ class TrainingClips(NamedTuple):
     tokens: list[TokenCache] | None = None
     with_frames: bool = True
     actions: bool = False
+    rewards: bool = False
 
     def held_out(self, stage: Stage, batches: int = 2) -> list[Clip]:
         """Returns batches of held-out clips, always the same ones; none where nothing is held out."""
         if not self.validation:
             return []
-        loader = ClipLoader(self.validation, stage.batch, seed=0, actions=self.actions, prefetch=0)
+        loader = ClipLoader(
+            self.validation, stage.batch, seed=0, actions=self.actions, rewards=self.rewards, prefetch=0
+        )
         return [loader.batch(step) for step in range(batches)]
 
     def loader(self, stage: Stage, run: Run) -> Callable[[int], ClipLoader]:
@@ -162,6 +165,7 @@ class TrainingClips(NamedTuple):
             with_frames=self.with_frames,
             token_cache=self.tokens,
             actions=self.actions,
+            rewards=self.rewards,
             pin=run.device.type == "cuda",
         )
 
@@ -172,6 +176,7 @@ def open_sources(
     stage: Stage,
     actions: bool = False,
     *,
+    rewards: bool = False,
     window: PacedWindow | None = None,
     smooth: bool = True,
 ) -> Sources:
@@ -182,11 +187,12 @@ def open_sources(
         config: names the frames' size, and the window.
         stage: names the distance between windows.
         actions: every episode must have them; what ``learnable`` refuses is left out.
+        rewards: every episode must have them.
         window: in place of the config's.
         smooth: how frames are scaled; see ``transforms.resize``.
 
     Raises:
-        ValueError: a data set cannot be read, or ``actions`` are wanted of one that has none.
+        ValueError: a data set cannot be read, or ``actions`` or ``rewards`` are wanted of one that lacks them.
     """
     train, validation, noted = [], [], []
     shape: PacedWindow = replace(window or config.window, every=stage.every)
@@ -195,6 +201,12 @@ def open_sources(
         window = replace(shape, stride=options.strides[number]) if options.strides else shape
         if actions and any(episode.read_actions is None for episode in dataset.episodes):
             raise ValueError(f"{path} holds episodes without actions: fine-tune on demonstrations, pre-train on video")
+        unrewarded = [episode.id for episode in dataset.episodes if episode.read_rewards is None] if rewards else []
+        if unrewarded:
+            raise ValueError(
+                f"{path} holds {len(unrewarded)} of {len(dataset.episodes)} episodes without rewards, first "
+                f"{unrewarded[0]!r}: leave them out, or train a world without rewards (--world.no-reward)"
+            )
         cameras = _cameras(dataset, options.cameras[number] if options.cameras else "", config.views)
         dataset = _cached(dataset, options.cache, config.size, cameras, smooth)
         if actions:

@@ -7,13 +7,15 @@ the last frame; it becomes zeros, as in the iVideoGPT release.
 **Replay episodes** (Meta-World demonstrations): ``observation (t, 3 k, h, w)``, the last ``k`` RGB pictures stacked,
 oldest first; the newest is the frame. ``action (t, a)``: row ``i`` is the action that *led to* frame ``i``, and row 0,
 before which nothing happened, is zero. Rows are moved up by one, so that row ``i`` of ``read_actions`` is taken *at*
-frame ``i``; at the last frame nothing was recorded, and the last action is repeated. ``reward`` and ``discount`` are
-not read. Actions come out as recorded, which in these files can be far outside -1..1.
+frame ``i``; at the last frame nothing was recorded, and the last action is repeated. Actions come out as recorded,
+which in these files can be far outside -1..1.
 
-In both, ``state`` or ``proprio`` ``(t, s)`` is the robot's state. Pictures are uint8; whole numbers of another type are
-taken where all lie in 0..255. The instruction is ``text``, a lone string; without it, the name of the file's folder
-below the data set's, ``door-lock`` becoming "door lock", and "" for files in the data set's folder itself. Other keys
-are passed over. Files record no frame rate: ``read`` is told.
+In both, ``reward`` (``(t, 1)`` or ``(t,)``) is read as the actions are: row ``i`` of ``read_rewards`` is what the
+action taken at frame ``i`` brought, so beside ``observation`` rows are moved up by one. ``state`` or ``proprio``
+``(t, s)`` is the robot's state. Pictures are uint8; whole numbers of another type are taken where all lie in 0..255.
+The instruction is ``text``, a lone string; without it, the name of the file's folder below the data set's,
+``door-lock`` becoming "door lock", and "" for files in the data set's folder itself. Other keys are passed over. Files
+record no frame rate: ``read`` is told.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ WANTED = "numpy episodes (.npz) with pictures"
 FPS = 10.0
 """Frames per second where nobody says otherwise."""
 
-_VERSION = "npz 2"
+_VERSION = "npz 3"
 # What zipfile raises on damage; RuntimeError where members are encrypted or packed in an unknown way.
 _BROKEN = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError)
 _SPLITS = ("train", "training", "val", "valid", "validation", "test", "eval")
@@ -97,10 +99,21 @@ class NpzRows:
 
     def __call__(self) -> Float32[np.ndarray, "t width"]:
         """Returns the table, a row a frame."""
-        rows = _numbers(_array(self.path, self.path.stat().st_mtime_ns, self.key))
+        rows = _numbers(_table(self.path, self.key))
         if self.shifted:
             return np.concatenate([rows[1:], rows[len(rows) - 1 :]])
         return np.concatenate([rows, np.zeros((self.length - len(rows), rows.shape[1]), np.float32)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzRewards:
+    """Reads the rewards of an npz file when called; ``rows`` says how."""
+
+    rows: NpzRows
+
+    def __call__(self) -> Float32[np.ndarray, " t"]:
+        """Returns a number a frame."""
+        return self.rows()[:, 0]
 
 
 def sniff(path: Path) -> bool:
@@ -163,6 +176,12 @@ def _episode(root: Path, fps: float, file: Path) -> tuple[Episode, int | None]:
     replay = "observation" in cameras
     width = _width(file, action, "actions", (length,) if replay else (length, length - 1), zero_first=replay)
     _width(file, state, "states", (length,))
+    rewards = None
+    if "reward" in headers:
+        rewarded = _width(file, "reward", "rewards", (length,) if replay else (length, length - 1))
+        if rewarded != 1:
+            raise Unfit(f"has rewards of width {rewarded}; wanted one number a frame")
+        rewards = NpzRewards(rows=NpzRows(path=file, key="reward", length=length, shifted=replay))
     episode = Episode(
         id=file.relative_to(root).with_suffix("").as_posix(),
         text=_text(root, file, headers),
@@ -171,6 +190,7 @@ def _episode(root: Path, fps: float, file: Path) -> tuple[Episode, int | None]:
         frames=cameras,
         read_actions=NpzRows(path=file, key=action, length=length, shifted=replay) if action else None,
         read_proprio=NpzRows(path=file, key=state, length=length) if state else None,
+        read_rewards=rewards,
     )
     return episode, width
 
@@ -209,8 +229,8 @@ def _width(file: Path, key: str, what: str, wanted: tuple[int, ...], zero_first:
     """Checks a table and returns its width; None where there is none."""
     if not key:
         return None
-    rows = _array(file, file.stat().st_mtime_ns, key)
-    if rows.ndim != 2 or len(rows) not in wanted or rows.dtype.kind not in "fiu":
+    rows = _table(file, key)
+    if rows.ndim != 2 or len(rows) not in wanted or rows.dtype.kind not in "bfiu":
         raise Unfit(
             f"has {what} of shape {rows.shape} and type {rows.dtype}; wanted {' or '.join(map(str, wanted))} rows of "
             "numbers, for as many frames"
@@ -224,6 +244,12 @@ def _width(file: Path, key: str, what: str, wanted: tuple[int, ...], zero_first:
             "frame, and before frame 0 there was none: wanted zeros"
         )
     return rows.shape[1]
+
+
+def _table(file: Path, key: str) -> np.ndarray:
+    """One array of a file; of lone numbers each becomes a row, as rewards are stored by some."""
+    rows = _array(file, file.stat().st_mtime_ns, key)
+    return rows[:, None] if key == "reward" and rows.ndim == 1 else rows
 
 
 def _numbers(rows: np.ndarray) -> Float32[np.ndarray, "t width"]:
