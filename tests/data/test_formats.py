@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from ideomotor.data.cache import cached
 from ideomotor.data.formats import FORMATS, annotated_json, folder, npz, open_dataset
 from ideomotor.data.formats.checks import files_below, fingerprint
+from ideomotor.data.formats.latent_files import stated_vae
 from ideomotor.data.inspection import inspect
 from ideomotor.data.signals import read_actions, read_proprio, read_rewards
 from ideomotor.data.video import count_decodable, write_video
-from ideomotor.types import Frames
+from ideomotor.types import Frames, Latents
 
 
 def pictures(count, size=(16, 24), base=30):
@@ -471,6 +473,98 @@ def test_damaged_annotations_and_videos(tmp_path):
     found = [reasons(data)[f"annotation/val/{number}.json"] for number in (1, 2, 3, 4)]
     wanted = ("is no JSON", "is a JSON list", "camera0 6 frames, camera1 4 frames", "names videos/val/4/1.mp4, which")
     assert all(part in text for part, text in zip(wanted, found, strict=True)), found
+
+
+def latents(path, count=6, size=4):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = torch.arange(count * 4.0)[:, None, None].reshape(count, 4, 1, 1).expand(-1, -1, size, size)
+    torch.save(values * 0.18215, path)
+    return path
+
+
+LISTED = [{"latent_video_path": f"latent_videos/val/0/{camera}.pt"} for camera in (0, 1)]
+
+
+@pytest.mark.parametrize("folder", ["latent_videos", "latent_videos_svd"])
+def test_listed_latents_are_read_where_they_lie(tmp_path, folder):
+    annotated(tmp_path, 0, latent_videos=LISTED)
+    before = open_dataset(tmp_path)
+    assert not before.quarantined and not before.episodes[0].latents  # listed, and not passed on
+    latents(tmp_path / folder / "val/0/1.pt")
+    data = open_dataset(tmp_path)
+    assert data.fingerprint != before.fingerprint
+    found = data.episodes[0].latents
+    assert list(found) == ["camera1"] and isinstance(found["camera1"], Latents)
+    assert found["camera1"].shape == (6, 4, 4, 4) and found["camera1"].vae == ""
+    values, std = found["camera1"].read([5, 0, 5])
+    assert std is None and values[:, :, 1, 2].flatten().tolist() == pytest.approx(
+        [20, 21, 22, 23, 0, 1, 2, 3, 20, 21, 22, 23]
+    )
+    with pytest.raises(IndexError, match=r"latents 0\.\.5"):
+        found["camera1"].read([6])
+    assert stated_vae(data, "svd").episodes[0].latents["camera1"].vae == "svd"
+    assert inspect(data).latents == {"camera1": {"4x4x4": 1}}
+    assert cached(data, tmp_path / "cache", 8).episodes[0].latents == found
+
+
+def test_damaged_latents_are_named_and_the_video_is_kept(tmp_path):
+    annotated(tmp_path, 0, latent_videos=LISTED)
+    annotated(tmp_path, 1, videos=None, latent_videos=[{"latent_video_path": "latent_videos/val/1/0.pt"}])
+    for number, cut in enumerate(
+        (latents(tmp_path / "latent_videos/val/0/0.pt"), latents(tmp_path / "latent_videos/val/1/0.pt"))
+    ):
+        cut.write_bytes(cut.read_bytes()[: -100 - number])
+    latents(tmp_path / "latent_videos/val/0/1.pt", count=5)
+    data = open_dataset(tmp_path)
+    assert ids(data) == ["val/0"] and not data.episodes[0].latents
+    found = reasons(data)
+    assert set(found) == {"latent_videos/val/0/0.pt", "latent_videos/val/0/1.pt", "annotation/val/1.json"}
+    assert "0.pt is damaged or cut short" in found["latent_videos/val/0/0.pt"]
+    assert found["latent_videos/val/0/1.pt"] == "holds 5 latents; the episode has 6 frames"
+    assert "damaged or cut short" in found["annotation/val/1.json"]
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, torch.zeros(6, 4), torch.zeros(6, 4, 2, 2, dtype=torch.int64)])
+def test_files_that_hold_no_latents_say_what_was_wanted(tmp_path, content):
+    annotated(tmp_path, 0, latent_videos=LISTED[:1])
+    path = latents(tmp_path / "latent_videos/val/0/0.pt")
+    torch.save(content, path)
+    (reason,) = reasons(open_dataset(tmp_path)).values()
+    assert "wanted latents, a floating-point tensor (frames, channels, height, width)" in reason
+
+
+def test_latents_alone_make_an_episode(tmp_path):
+    """As bimanual robots are passed on: no video in the annotation, or none in the folder."""
+    annotated(tmp_path, 0, latent_videos=LISTED, videos=None)
+    annotated(
+        tmp_path,
+        1,
+        latent_videos=[{"latent_video_path": "latent_videos/val/1/0.pt"}],
+        videos=[{"video_path": "videos/none.mp4"}],
+    )
+    for path in ("0/0", "0/1", "1/0"):
+        latents(tmp_path / "latent_videos_svd" / "val" / f"{path}.pt")
+    data = open_dataset(tmp_path)
+    assert not data.quarantined and ids(data) == ["val/0", "val/1"]
+    first, second = data.episodes
+    assert not first.frames and list(first.latents) == ["camera0", "camera1"] and list(second.latents) == ["camera0"]
+    assert (first.length, first.fps) == (6, 10) and read_actions(first).shape == (6, 2)
+    assert inspect(data).cameras == {}
+
+
+def test_latents_that_are_no_numbers_or_were_exchanged_are_found_when_they_are_read(tmp_path):
+    annotated(tmp_path, 0, latent_videos=LISTED[:1])
+    path = latents(tmp_path / "latent_videos/val/0/0.pt")
+    read = open_dataset(tmp_path).episodes[0].latents["camera0"].read
+    torch.save(torch.full((6, 4, 4, 4), float("nan")), path)
+    with pytest.raises(ValueError, match=r"0\.pt holds values that are no numbers"):
+        read([0])
+    latents(path, count=7)
+    with pytest.raises(ValueError, match="was changed after it was opened"):
+        read([0])
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        read([0])
 
 
 def test_sniffing_reads_nothing_else(tmp_path):

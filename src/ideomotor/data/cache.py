@@ -67,9 +67,12 @@ def cached(
         report = None if progress is None else partial(_shifted, progress, number, len(names))
         caches.append(FrameCache.build(dataset, root, camera, size, workers, report, smooth))
     by_camera = [{episode.id: episode for episode in cache.dataset.episodes} for cache in caches]
+    latents = {episode.id: episode.latents for episode in dataset.episodes}
     episodes = tuple(
         replace(
-            episode, frames={name: kept[episode.id].frames[name] for name, kept in zip(names, by_camera, strict=True)}
+            episode,
+            frames={name: kept[episode.id].frames[name] for name, kept in zip(names, by_camera, strict=True)},
+            latents=latents[episode.id],
         )
         for episode in caches[0].dataset.episodes
         if all(episode.id in kept for kept in by_camera)
@@ -82,10 +85,11 @@ def cached(
 
 
 def first_camera(dataset: Dataset) -> tuple[str, ...]:
-    """Returns the name of the first camera of the first episode, alone."""
+    """Returns the name of the first camera of the first episode, alone; of its latents, where it has no video."""
     if not dataset.episodes:
         raise ValueError(f"dataset {dataset.name!r} has no episodes, so it has no camera: check {dataset.path}")
-    return tuple(dataset.episodes[0].frames)[:1]
+    first = dataset.episodes[0]
+    return tuple(first.frames or first.latents)[:1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ class Inspection:
 
     Attributes:
         cameras: by name, how many episodes have which size (``"480x640"``).
+        latents: by camera, how many episodes have latents of which shape (``"4x32x32"``).
         rates: frames per second, and how many episodes have them.
         texts: instructions or captions, and how many episodes have them; "" where there is none.
         outcomes: how many episodes succeeded, failed, or do not say ("").
@@ -60,6 +61,7 @@ class Inspection:
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
     decoded: bool = False
+    latents: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the findings as JSON allows them."""
@@ -74,6 +76,8 @@ class Inspection:
         ]
         for camera, sizes in self.cameras.items():
             lines.append(f"  camera {camera!r}: {_counted(sizes)} (height x width)")
+        for camera, shapes in self.latents.items():
+            lines.append(f"  latents of {camera!r}: {_counted(shapes)} (channels x height x width)")
         for name, signal in (("actions", self.actions), ("proprio", self.proprio)):
             if signal is None:
                 lines.append(f"  {name}: none")
@@ -110,9 +114,12 @@ def inspect(dataset: Dataset, deep: bool = False) -> Inspection:
     actions = _signal([episode for episode in episodes if episode.read_actions is not None], read_actions, problems)
     proprio = _signal([episode for episode in episodes if episode.read_proprio is not None], read_proprio, problems)
     cameras: dict[str, Counter[str]] = {}
+    encoded: dict[str, Counter[str]] = {}
     for episode in episodes:
         for camera, frames in episode.frames.items():
             cameras.setdefault(camera, Counter())[f"{frames.shape[2]}x{frames.shape[3]}"] += 1
+        for camera, latents in episode.latents.items():
+            encoded.setdefault(camera, Counter())["x".join(map(str, latents.shape[1:]))] += 1
     rates = Counter(round(episode.fps, 3) for episode in episodes)
     texts = Counter(episode.text for episode in episodes)
     return Inspection(
@@ -133,6 +140,7 @@ def inspect(dataset: Dataset, deep: bool = False) -> Inspection:
         problems=tuple(problems),
         warnings=(*_warnings(episodes, cameras, rates, texts, actions), *_video_warnings(dataset)),
         decoded=deep,
+        latents={camera: dict(shapes.most_common()) for camera, shapes in encoded.items()},
     )
 
 

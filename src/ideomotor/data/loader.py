@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt64
 from torch import Tensor
 
+from ideomotor.data.latent_windows import Draw, read_latents, vae_of
 from ideomotor.data.mixture import Mixture, Source
 from ideomotor.data.signals import read_actions, read_proprio, read_rewards, refuse_other_widths
 from ideomotor.data.token_cache import TokenCache, windows_key
@@ -38,6 +39,7 @@ class ClipLoader:
         start: the first step that iterating yields.
         with_frames: False leaves ``frames`` empty, for training on tokens alone.
         token_cache: caches of the windows of every source and camera, in any order; they become ``tokens``.
+        latents: "mean" or "sample" (another each time a window comes) gives clips the ``latents`` of every camera.
         actions: False for video that may not have any: clips then have neither actions nor ``proprio``. With actions
             they have ``proprio`` where every episode of every source recorded it.
         rewards: every episode must have them; clips then have what each of their actions, or of those that would be
@@ -56,6 +58,7 @@ class ClipLoader:
         start: int = 0,
         with_frames: bool = True,
         token_cache: TokenCache | Sequence[TokenCache] | None = None,
+        latents: Draw | None = None,
         actions: bool = True,
         rewards: bool = False,
         prefetch: int = 2,
@@ -65,7 +68,7 @@ class ClipLoader:
 
         Raises:
             ValueError: the sources do not fit one another, an episode lacks actions or rewards or has damaged ones, a
-                token cache is missing, or the batch cannot be shared evenly.
+                token cache or latents are missing, or the batch cannot be shared evenly.
         """
         if world_size < 1 or not 0 <= rank < world_size or batch_size < 1 or batch_size % world_size:
             raise ValueError(
@@ -77,7 +80,7 @@ class ClipLoader:
         if not sources:
             raise ValueError("no sources were given: a loader needs at least one")
         caches = [token_cache] if isinstance(token_cache, TokenCache) else token_cache
-        self._readers = [_SourceReader(source, actions, rewards, with_frames, caches) for source in sources]
+        self._readers = [_SourceReader(source, actions, rewards, with_frames, caches, latents) for source in sources]
         _refuse_unequal(self._readers, actions, rewards)
         self._with_proprio = all(reader.states is not None for reader in self._readers)
         self.mixture = Mixture([s.weight for s in sources], [len(reader.index) for reader in self._readers], seed)
@@ -122,11 +125,20 @@ class _SourceReader:
     """Windows of one source as clips; its actions, states and rewards are in memory."""
 
     def __init__(
-        self, source: Source, actions: bool, rewards: bool, with_frames: bool, caches: Sequence[TokenCache] | None
+        self,
+        source: Source,
+        actions: bool,
+        rewards: bool,
+        with_frames: bool,
+        caches: Sequence[TokenCache] | None,
+        latents: Draw | None,
     ) -> None:
-        self.source, self.with_frames = source, with_frames
+        self.source, self.with_frames, self.latents = source, with_frames, latents
         self.index = WindowIndex(source.dataset, source.window)
         self.cameras = source.camera_names()
+        if with_frames:
+            _refuse_no_video(source)
+        self.vaes = {vae_of(source.dataset, camera) for camera in self.cameras.values()} if latents else set()
         self.actions = self._read_actions() if actions else None
         self.states = self._read_states() if actions else None
         # A column, so that a window cuts them as it cuts actions.
@@ -166,6 +178,7 @@ class _SourceReader:
             proprio = torch.from_numpy(np.stack([self.states[p[0]][row] for p, row in zip(places, now, strict=True)]))
         return Clip(
             frames=frames,
+            latents=self._read_latents(wanted, drawn),
             text=tuple(episodes[number].text for number, _, _ in places),
             actions=actions,
             action_mask=mask,
@@ -174,6 +187,12 @@ class _SourceReader:
             tokens=None if self.tokens is None else {name: cache.read(wanted) for name, cache in self.tokens.items()},
             domain=torch.full((len(wanted),), domain_id(self.source.domain)),
         )
+
+    def _read_latents(self, windows: list[int], draws: list[int]) -> dict[str, Tensor] | None:
+        if self.latents is None:
+            return None
+        kind = self.latents
+        return {n: read_latents(self.index, windows, camera, draws, kind) for n, camera in self.cameras.items()}
 
     def _read_actions(self) -> list[_Signal]:
         actions = [read_actions(episode) for episode in self.source.dataset.episodes]
@@ -200,6 +219,17 @@ class _SourceReader:
         return fitting[0]
 
 
+def _refuse_no_video(source: Source) -> None:
+    cameras = source.camera_names().values()
+    for episode in source.dataset.episodes:
+        missing = [camera for camera in cameras if camera not in episode.frames]
+        if missing:
+            raise ValueError(
+                f"episode {episode.id!r} of source {source.dataset.name!r} has latents of camera {missing[0]!r} and no "
+                "video: load with with_frames=False"
+            )
+
+
 def _refuse_unequal(readers: Sequence[_SourceReader], actions: bool, rewards: bool) -> None:
     """Refuses sources whose clips cannot stand in one batch."""
     first = readers[0]
@@ -208,6 +238,7 @@ def _refuse_unequal(readers: Sequence[_SourceReader], actions: bool, rewards: bo
             ("cameras", sorted(first.cameras), sorted(other.cameras)),
             ("context", first.source.window.context, other.source.window.context),
             ("horizon", first.source.window.horizon, other.source.window.horizon),
+            ("latents of the VAEs", sorted(first.vaes), sorted(other.vaes)),
         ]
         if actions or rewards:
             facts.append(("chunk", first.source.window.chunk, other.source.window.chunk))

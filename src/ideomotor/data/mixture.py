@@ -52,10 +52,10 @@ class Source:
         wanted = self.camera_names().values()
         for episode in self.dataset.episodes:
             for camera in wanted:
-                if camera not in episode.frames:
+                if camera not in episode.frames and camera not in episode.latents:
                     raise ValueError(
                         f"episode {episode.id!r} of source {self.dataset.name!r} has no camera {camera!r}; it has "
-                        f"{', '.join(map(repr, episode.frames))}"
+                        f"{', '.join(map(repr, {**episode.frames, **episode.latents}))}"
                     )
 
     def camera_names(self) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 Each annotation is an episode. Its ``videos[].video_path`` (relative to the data set's folder) become the cameras
 ``camera0``, ``camera1``, ... in the order listed; a depth view drawn as video is a camera like any other, and a view
-that is not listed is not read. The first of ``texts`` is the instruction. Latents, ``continuous_gripper_state`` (it
-repeats a column of the state) and side files are not read.
+that is not listed is not read. ``latent_videos[].latent_video_path`` become the latents of the same cameras, where the
+files are there (``latent_files``); with them an episode may do without videos. The first of ``texts`` is the
+instruction. ``continuous_gripper_state`` (it repeats a column of the state) and side files are not read.
 
 Rows and frames. ``states`` or ``state`` has a row a frame: the state at that frame. ``actions`` or ``action`` has
 
@@ -28,6 +29,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from ideomotor.data.formats.checks import Unfit, files_below, fingerprint, in_threads, of_one_width, unsound
+from ideomotor.data.formats.latent_files import FOLDERS, listed_latents
 from ideomotor.data.video import VideoError, VideoFrames
 from ideomotor.types import Dataset, Episode, Quarantined
 
@@ -35,6 +37,8 @@ WANTED = "annotation/<split>/<id>.json beside the videos it names"
 
 _VERSION = "annotated_json 1"
 _ACTIONS, _STATES = ("actions", "action"), ("states", "state")
+_LATENT_FPS = 10.0  # of episodes without video: the rate of VPP's own robots, whose data are passed on so
+_Opened = tuple[Episode, int | None, list[Quarantined]]  # an episode, its actions' width, its latents left out
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def read(path: Path) -> Dataset:
 
     Quarantined are: an annotation that is no JSON or names no video, a video that is missing or damaged, views of
     different lengths, rows that do not fit the frames, NaN or infinite numbers, an id met twice, and actions of
-    another width than most episodes have.
+    another width than most episodes have. Damaged latents are quarantined too; an episode with video does without.
     """
     annotations = sorted(path.glob("annotation/*/*.json"))
     opened = in_threads(partial(_opened, path), annotations)
@@ -74,20 +78,22 @@ def read(path: Path) -> Dataset:
             reason = f"has the id {item[0].id!r} of another annotation"
             quarantined.append(Quarantined(path=_name(path, annotation), reason=reason))
         else:
-            found[item[0].id] = item
+            found[item[0].id] = item[:2]
+            quarantined += item[2]
     episodes, odd = of_one_width(list(found.values()))
-    videos = files_below(path / "videos")[0]
+    folders = [path / name for name in ("videos", *FOLDERS)]
+    media = [file for folder in folders for file in files_below(folder)[0]]
     return Dataset(
         name=path.resolve().name,
         path=path,
         format="annotated_json",
         episodes=episodes,
         quarantined=(*quarantined, *odd),
-        fingerprint=fingerprint(path, [*annotations, *videos], _VERSION),
+        fingerprint=fingerprint(path, [*annotations, *media], _VERSION),
     )
 
 
-def _opened(root: Path, file: Path) -> tuple[Episode, int | None] | Quarantined:
+def _opened(root: Path, file: Path) -> _Opened | Quarantined:
     try:
         return _episode(root, file)
     except (Unfit, VideoError) as error:
@@ -100,7 +106,7 @@ def _name(root: Path, file: Path) -> str:
     return file.relative_to(root).as_posix()
 
 
-def _episode(root: Path, file: Path) -> tuple[Episode, int | None]:
+def _episode(root: Path, file: Path) -> _Opened:
     try:
         annotation = json.loads(file.read_bytes())
     except ValueError as error:
@@ -108,11 +114,14 @@ def _episode(root: Path, file: Path) -> tuple[Episode, int | None]:
     if not isinstance(annotation, dict):
         raise Unfit(f"is a JSON {type(annotation).__name__}; a mapping was wanted")
     cameras = _cameras(root, annotation)
-    first = cameras["camera0"]
-    length = first.count
+    first = cameras.get("camera0")
+    latents, lost = listed_latents(root, annotation, first.count if first else None)
+    if not cameras and not latents:
+        raise Unfit(lost[0].reason if lost else "names neither videos nor latents that are there")
+    length = first.count if first else next(iter(latents.values())).shape[0]
     announced = annotation.get("video_length", length)
     if announced != length:
-        raise Unfit(f"announces {announced} frames; the video has {length}")
+        raise Unfit(f"announces {announced} frames; the {'video has' if first else 'latents have'} {length}")
     actions, states = _key(annotation, _ACTIONS), _key(annotation, _STATES)
     width = _width(annotation, actions, "actions", (length, length - 1))
     _width(annotation, states, "states", (length,))
@@ -121,19 +130,22 @@ def _episode(root: Path, file: Path) -> tuple[Episode, int | None]:
     episode = Episode(
         id=f"{file.parent.name}/{number}",
         text=str(texts[0]) if isinstance(texts, list) else str(texts),
-        fps=first.info.fps,
+        fps=first.info.fps if first else _LATENT_FPS,
         length=length,
         frames=cameras,
+        latents=latents,
         read_actions=AnnotatedRows(file, actions, length) if actions else None,
         read_proprio=AnnotatedRows(file, states, length) if states else None,
     )
-    return episode, width
+    return episode, width, lost
 
 
 def _cameras(root: Path, annotation: dict[str, Any]) -> dict[str, VideoFrames]:
     videos = annotation.get("videos")
     listed = videos if isinstance(videos, list) else []
     paths = [str(video["video_path"]) for video in listed if isinstance(video, dict) and video.get("video_path")]
+    if annotation.get("latent_videos") and not any((root / name).is_file() for name in paths):
+        return {}  # published with latents alone
     if not paths or len(paths) < len(listed):
         raise Unfit("names no video; wanted videos: [{video_path: ...}, ...]")
     cameras = {}
