@@ -125,3 +125,18 @@ def test_errors_name_what_came():
             samplers.euler(gaussian, x, torch.tensor(sigmas))
     with pytest.raises(ValueError, match="order is 5"):
         samplers.lms(gaussian, x, edm.karras(4, 0.1, 9.0), order=5)
+
+
+def test_sampling_runs_from_unit_noise() -> None:
+    noise = torch.tensor([[-1.4], [1.1]])
+    for levels in ("karras", "exponential", "linear", "vp", "ve", "iddpm"):
+        plan = samplers.Sampling(sampler="heun", levels=levels, steps=30, sigma_min=0.02)
+        assert len(plan.sigmas()) == 31
+        torch.testing.assert_close(plan.run(two_points, noise), noise.sign(), atol=0.05, rtol=0)
+    for message, wrong in (
+        ("sampler is 'hoin'; wanted one of ddim", {"sampler": "hoin"}),
+        ("levels is 'x'; wanted one of karras", {"levels": "x"}),
+        ("steps 0", {"steps": 0}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            samplers.Sampling(**wrong)

@@ -178,6 +178,12 @@ def log_normal(normal: Float[Tensor, "*b"], mean: float, std: float) -> Float[Te
     return (mean + std * normal).exp()
 
 
+def noise_like(x: Float[Tensor, "..."], generator: torch.Generator | None = None) -> Float[Tensor, "..."]:
+    """Returns standard normal noise of the shape, type and place of ``x``, drawn where the generator lives."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+
+
 def _closed(sigmas: Sigmas) -> Sigmas:
     return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
 

@@ -7,6 +7,7 @@ each says, with the names of k-diffusion.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -15,9 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ideomotor.diffusion.edm import exponential, iddpm, karras, linear, noise_like, ve, vp
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Deterministic = Literal["ddim", "euler", "heun", "dpm2", "lms", "dpmpp_2m", "dpmpp_2s"]
 Stochastic = Literal["euler_ancestral", "dpmpp_2m_sde"]
+Levels = Literal["karras", "exponential", "linear", "vp", "ve", "iddpm"]
 
 
 @torch.no_grad()
@@ -48,7 +52,7 @@ def euler_ancestral(
         fresh = min(then, eta * then * math.sqrt(max(0.0, 1 - (then / now) ** 2)))
         x = _toward(x, _at(denoise, x, now), now, math.sqrt(then**2 - fresh**2))
         if then > 0:
-            x = x + fresh * _noise(x, generator)
+            x = x + fresh * noise_like(x, generator)
     return x
 
 
@@ -129,7 +133,7 @@ def dpmpp_2m_sde(
         keep = then / now * math.exp(-eta * h)
         x = keep * x + (1 - keep) * _carried(x0, last, now, then)
         if eta > 0:
-            x = x + then * math.sqrt(-math.expm1(-2 * eta * h)) * _noise(x, generator)
+            x = x + then * math.sqrt(-math.expm1(-2 * eta * h)) * noise_like(x, generator)
         last = now, x0
     return x
 
@@ -181,6 +185,57 @@ _DETERMINISTIC: dict[Deterministic, Callable[[Denoise, Tensor, Tensor], Tensor]]
 }
 
 
+_RANGED: dict[Levels, Callable[[int, float, float], Tensor]] = {
+    "karras": karras,
+    "exponential": exponential,
+    "linear": linear,
+    "ve": ve,
+    "iddpm": iddpm,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How noise becomes a sample, for configurations: a sampler, and the noise levels it steps through.
+
+    "vp" has a range of its own.
+    """
+
+    sampler: Deterministic | Stochastic = "ddim"
+    levels: Levels = "exponential"
+    steps: int = 10
+    sigma_min: float = 0.001
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        for field, value, known in (
+            ("sampler", self.sampler, (*get_args(Deterministic), *get_args(Stochastic))),
+            ("levels", self.levels, get_args(Levels)),
+        ):
+            if value not in known:
+                raise ValueError(f"{field} is {value!r}; wanted one of {', '.join(known)}")
+        self.sigmas()
+
+    def sigmas(self) -> Float[Tensor, " levels"]:
+        """Returns the noise levels, the last 0."""
+        if self.levels == "vp":
+            return vp(self.steps)
+        return _RANGED[self.levels](self.steps, self.sigma_min, self.sigma_max)
+
+    def run(
+        self, denoise: Denoise, noise: Float[Tensor, "b ..."], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b ..."]:
+        """Returns samples.
+
+        Args:
+            denoise: foretells x0.
+            noise: standard normal, to start from.
+            generator: of the fresh noise of a stochastic sampler.
+        """
+        sigmas = self.sigmas()
+        return sample(self.sampler, denoise, noise * sigmas[0].item(), sigmas, generator)
+
+
 def _pairs(sigmas: Float[Tensor, " levels"]) -> list[tuple[float, float]]:
     levels = sigmas.tolist()  # once, for on an accelerator each reading waits
     if len(levels) < 2 or min(levels[:-1]) <= 0 or levels[-1] < 0 or any(np.diff(levels) > 0):
@@ -219,8 +274,3 @@ def _adams_bashforth(seen: list[float], now: float, then: float) -> list[float]:
         values = np.prod((at[:, None] - others) / (own - others), axis=1)
         integrals.append(float((then - now) / 2 * weights @ values))
     return integrals
-
-
-def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)

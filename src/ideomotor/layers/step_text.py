@@ -14,8 +14,8 @@ def two_layers(before: int, hidden: int, after: int) -> nn.Sequential:
     return nn.Sequential(Linear(before, hidden), nn.Mish(), Linear(hidden, after))
 
 
-def sinusoid(step: Int[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:
-    """Returns sines, then cosines, of the step at ``width / 2`` frequencies from 1 down to 1/10000."""
+def sinusoid(step: Int[Tensor, " b"] | Float[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:
+    """Returns sines, then cosines, of a step or noise level at ``width / 2`` frequencies from 1 down to 1/10000."""
     half = width // 2
     frequencies = torch.exp(torch.arange(half, device=step.device) * (-math.log(10000) / (half - 1)))
     angles = step.float()[:, None] * frequencies
