@@ -1,4 +1,7 @@
-"""Rotations as whole degrees: quaternions to Euler angles about fixed axes, to ids, and back. Float64 throughout."""
+"""Rotations: quaternions to Euler angles about fixed axes, to whole degrees and ids, and back; one relative to another.
+
+Float64 throughout.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -48,3 +51,67 @@ def rotation_ids(quaternions: Float[Tensor, "*b 4"], resolution: int = 1) -> Int
 def rotations_of(ids: Int[Tensor, "*b 3"], resolution: int = 1) -> Float[Tensor, "*b 4"]:
     """Returns the quaternions (x, y, z, w) that ids of ``rotation_ids`` stand for."""
     return quaternions_of(ids.double() * resolution)
+
+
+def euler_of(quaternions: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 3"]:
+    """Returns radians in -pi..pi of the turns about the fixed x, y and z axis, in this order: roll, pitch, yaw."""
+    return (euler_degrees(quaternions) - 180).deg2rad()
+
+
+def quaternions_of_euler(radians: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 4"]:
+    """Returns the unit quaternions (x, y, z, w) of roll, pitch and yaw."""
+    return quaternions_of(radians.double().rad2deg() + 180)
+
+
+def product(first: Float[Tensor, "*b 4"], second: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
+    """Returns the turn ``second`` and, after it, ``first``, as matrices multiply: (x, y, z, w)."""
+    first, second = first.double(), second.double()
+    a, b = first[..., :3], second[..., :3]
+    v, w = first[..., 3:], second[..., 3:]
+    axis = v * b + w * a + torch.linalg.cross(a, b)
+    return torch.cat([axis, v * w - (a * b).sum(-1, keepdim=True)], -1)
+
+
+def inverse(quaternions: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
+    """Returns the turns back, of unit quaternions (x, y, z, w)."""
+    return quaternions.double() * torch.tensor([-1.0, -1.0, -1.0, 1.0], dtype=torch.float64, device=quaternions.device)
+
+
+def turned(quaternions: Float[Tensor, "*b 4"], vectors: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3"]:
+    """Returns the vectors turned by unit quaternions (x, y, z, w)."""
+    still = torch.cat([vectors.double(), torch.zeros_like(vectors[..., :1], dtype=torch.float64)], -1)
+    return product(product(quaternions, still), inverse(quaternions))[..., :3]
+
+
+def same_side(quaternions: Float[Tensor, "*b 4"], side: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
+    """Returns each quaternion or its negative, which is the same turn: the one that is nearer to ``side``."""
+    away = (quaternions.double() * side.double()).sum(-1, keepdim=True) < 0
+    return torch.where(away, -quaternions, quaternions)
+
+
+def average(quaternions: Float[Tensor, "n 4"]) -> Float[Tensor, " 4"]:
+    """Returns the unit quaternion that is nearest to all of them, whatever their signs; its largest part is positive.
+
+    Source: Markley et al. 2007, Averaging Quaternions: the main axis of the sum of q times q transposed.
+    """
+    q = quaternions.double()
+    axis = torch.linalg.eigh(q.T @ q).eigenvectors[:, -1]
+    return axis * axis[axis.abs().argmax()].sign()
+
+
+def units(quaternions: Float[Tensor, "*b 4"], what: str, tolerance: float = 0.01) -> Float[Tensor, "*b 4"]:
+    """Returns the quaternions at length 1, as float64.
+
+    Raises:
+        ValueError: one is further from length 1 than rounding explains; it is named after ``what`` it is of.
+    """
+    lengths = quaternions.double().norm(dim=-1, keepdim=True)
+    odd = ((lengths - 1).abs() > tolerance)[..., 0]  # nan has been refused before
+    if odd.any():
+        place = tuple(odd.nonzero()[0].tolist())
+        raise ValueError(
+            f"the quaternion of {what} at {list(place)} is {quaternions[place].tolist()}, of length "
+            f"{lengths[place].item():.4g}; wanted unit quaternions (x, y, z, w): check which columns they are in, and "
+            "repair the recording or leave it out"
+        )
+    return quaternions.double() / lengths
