@@ -172,7 +172,7 @@ def test_processes_change_nothing():
         assert there.observation_space == here.observation_space and there.num_envs == 3
         _, infos = there.reset(where=[True, False, False], options=[{"goal": 9}, None, None])
         assert infos[0]["goal"] == 9 and infos[0]["steps"] == 0 and infos[1]["steps"] == 40
-        pids = [link.pid for link in there._links]
+        pids = [link.pid for link in there._workers.links]
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -227,7 +227,7 @@ def test_silent_worker_is_given_up_after_the_timeout():
     with ChunkedVector([functools.partial(make_fragile, "sleep")], workers=1) as vector:
         vector.reset([1])
         vector.step(np.zeros((1, 4, 2)))
-        vector._links[0]._timeout = 0.5
+        vector._workers.links[0]._timeout = 0.5
         with pytest.raises(TimeoutError, match=r"0\.5 s"):
             vector.step(np.zeros((1, 4, 2)))
 

@@ -1,10 +1,12 @@
-"""CALVIN's protocol as the published evaluation runs it: task model, sequences, starts."""
+"""CALVIN's protocol as the published evaluation runs it: task model, sequences, starts, and figures."""
 
 import json
 
 import numpy as np
 import pytest
 
+from ideomotor.envs.subtasks import SubtaskVector
+from ideomotor.evaluation.calvin import evaluate_sequences
 from ideomotor.evaluation.calvin_protocol import (
     MAX_STEPS,
     draw_from,
@@ -14,6 +16,8 @@ from ideomotor.evaluation.calvin_protocol import (
     start_robot,
     start_scene,
 )
+from ideomotor.evaluation.calvin_results import as_published, summarize_sequences
+from ideomotor.evaluation.calvin_scripted import ScriptedAgent, ScriptedOracle, ScriptedTable
 from ideomotor.evaluation.calvin_tasks import CATEGORIES, INSTRUCTIONS, TASKS, TableState, successors
 
 pytestmark = pytest.mark.golden
@@ -66,3 +70,19 @@ def test_starts(protocol):
     assert start_robot().tolist() == protocol["robot_obs"]
     scenes = np.stack([start_scene(state) for state in states])
     np.testing.assert_allclose(scenes, np.array(protocol["scene_obs"]), rtol=0, atol=1e-15)
+
+
+def make_table():
+    return ScriptedTable(20), ScriptedOracle()
+
+
+def test_a_thousand_scripted_sequences_are_reported_as_published(shared):
+    golden = read(shared, "calvin_aggregation.json")
+    agent = ScriptedAgent(dict(enumerate(golden["results_1000"])), chunk=60)
+    with SubtaskVector([make_table] * 50, workers=0) as tables:
+        results = evaluate_sequences(agent, tables, evaluation_sequences(), arm="scripted")
+    assert [result.solved for result in results] == golden["results_1000"]
+    report = as_published(summarize_sequences(results))
+    assert report["task_info"] == golden["report_1000"]["task_info"]
+    assert report["avg_seq_len"] == pytest.approx(golden["report_1000"]["avg_seq_len"], rel=1e-12)
+    assert report["chain_sr"] == pytest.approx(golden["report_1000"]["chain_sr"], rel=1e-12)

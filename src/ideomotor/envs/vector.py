@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ideomotor.envs.chunked import Chunked
-from ideomotor.envs.worker import Worker
+from ideomotor.envs.worker import Workers
 
 Maker = Callable[[], Chunked]
 Outcome = tuple[dict[str, Any], float, bool, bool, dict[str, Any]]
@@ -36,20 +36,17 @@ class ChunkedVector:
             raise ValueError(
                 f"{len(makers)} worlds, {workers} workers; wanted at least one world and no less than 0 workers"
             )
-        self._links: list[_Here | Worker] = []
         self.num_envs = len(makers)
         self._outcomes: list[Outcome | None] = [None] * len(makers)
         count = min(workers, len(makers)) or 1
         self._groups = [list(range(worker, len(makers), count)) for worker in range(count)]
-        try:
-            for group in self._groups:
-                make = functools.partial(_Worlds, {i: makers[i] for i in group})
-                name = f"the process of worlds {', '.join(map(str, group))}"
-                self._links.append(Worker(make, name=name, timeout=timeout) if workers else _Here(make()))
-            spaces = self._together([("spaces", None)] * count)
-        except BaseException:
-            self.close()
-            raise
+        self._workers = Workers(
+            [functools.partial(_Worlds, {i: makers[i] for i in group}) for group in self._groups],
+            [f"the process of worlds {', '.join(map(str, group))}" for group in self._groups],
+            apart=workers > 0,
+            timeout=timeout,
+        )
+        spaces = self._workers.ask([("spaces", None)] * count)
         self.observation_space, self.action_space = spaces[0]
 
     def reset(
@@ -94,11 +91,7 @@ class ChunkedVector:
 
     def close(self) -> None:
         """Ends the processes, by force where one has not ended after 5 seconds; calling it again does nothing."""
-        links, self._links = self._links, []
-        for link in links:
-            link.end()
-        for link in links:
-            link.join()
+        self._workers.close()
 
     def __enter__(self) -> ChunkedVector:
         return self
@@ -107,7 +100,7 @@ class ChunkedVector:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_links", None):
+        if hasattr(self, "_workers"):
             self.close()
 
     def _mask(self, given: Sequence[bool] | np.ndarray | None, default: list[bool]) -> np.ndarray:
@@ -117,21 +110,10 @@ class ChunkedVector:
         return mask
 
     def _run(self, verb: str, orders: dict[int, Any]) -> None:
-        answers = self._together([(verb, {i: orders[i] for i in group if i in orders}) for group in self._groups])
+        answers = self._workers.ask([(verb, {i: orders[i] for i in group if i in orders}) for group in self._groups])
         for answer in answers:
             for i, outcome in answer.items():
                 self._outcomes[i] = outcome
-
-    def _together(self, messages: Sequence[tuple[str, Any]]) -> list[Any]:
-        if not self._links:
-            raise RuntimeError("these worlds were closed: make a new ChunkedVector")
-        try:
-            for link, message in zip(self._links, messages, strict=True):
-                link.send(message)
-            return [link.receive() for link in self._links]
-        except BaseException:
-            self.close()  # what the others would still answer can no longer be told apart
-            raise
 
     def _batch(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         missing = [i for i, outcome in enumerate(self._outcomes) if outcome is None]
@@ -185,23 +167,3 @@ class _Worlds:
             return call()
         except Exception as error:
             raise RuntimeError(f"world {i} failed ({self._about[i]}): {type(error).__name__}: {error}") from error
-
-
-class _Here:
-    """Worlds in this process, asked in the same way as those in another."""
-
-    def __init__(self, worlds: _Worlds) -> None:
-        self._worlds = worlds
-        self._message: Any = None
-
-    def send(self, message: Any) -> None:
-        self._message = message
-
-    def receive(self) -> Any:
-        return self._worlds.answer(self._message)
-
-    def end(self) -> None:
-        self._worlds.close()
-
-    def join(self) -> None:
-        """Nothing runs on."""

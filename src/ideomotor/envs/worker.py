@@ -1,4 +1,4 @@
-"""A process that answers messages through a pipe; when it fails or dies, the caller hears of it instead of waiting."""
+"""Processes that answer messages through pipes; when one fails or dies, the caller hears of it instead of waiting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -94,6 +94,68 @@ class Worker:
         }
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return RuntimeError(f"{self._name} ended {how}{hints.get(code, '')}")
+
+
+class Workers:
+    """Desks that are asked together, each in a process of its own, or all in this one.
+
+    Args:
+        makes: one a desk, as ``Worker`` wants them.
+        names: one a desk, for errors.
+        apart: in processes.
+        timeout: seconds that an answer may take.
+    """
+
+    def __init__(
+        self, makes: Sequence[Callable[[], Desk]], names: Sequence[str], *, apart: bool, timeout: float
+    ) -> None:
+        self.links: list[_Here | Worker] = []
+        try:
+            for make, name in zip(makes, names, strict=True):
+                self.links.append(Worker(make, name=name, timeout=timeout) if apart else _Here(make()))
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, messages: Sequence[Any]) -> list[Any]:
+        """Returns the answer of every desk to its message; after an error all are closed."""
+        if not self.links:
+            raise RuntimeError("these worlds were closed: make new ones")
+        try:
+            for link, message in zip(self.links, messages, strict=True):
+                link.send(message)
+            return [link.receive() for link in self.links]
+        except BaseException:
+            self.close()  # what the others would still answer can no longer be told apart
+            raise
+
+    def close(self) -> None:
+        """Ends the processes, by force where one has not ended after 5 seconds; calling it again does nothing."""
+        links, self.links = self.links, []
+        for link in links:
+            link.end()
+        for link in links:
+            link.join()
+
+
+class _Here:
+    """A desk in this process, asked in the same way as one in another."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._message: Any = None
+
+    def send(self, message: Any) -> None:
+        self._message = message
+
+    def receive(self) -> Any:
+        return self._desk.answer(self._message)
+
+    def end(self) -> None:
+        self._desk.close()
+
+    def join(self) -> None:
+        """Nothing runs on."""
 
 
 def _serve(pipe: Connection, make: Callable[[], Desk]) -> None:
