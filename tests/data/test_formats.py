@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import zipfile
 
 import av
 import numpy as np
@@ -350,9 +351,13 @@ def test_damaged_npz_files(tmp_path):
     np.save(tmp_path / "lone.npy", np.zeros(3))
     (tmp_path / "lone.npy").rename(tmp_path / "lone.npz")
     (tmp_path / "gone.npz").symlink_to(tmp_path / "nowhere")
+    with zipfile.ZipFile(tmp_path / "head.npz", "w") as archive:  # of an array whose shape never ends
+        archive.writestr(
+            "image.npy", b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|u1', 'shape': (3,".ljust(118) + bytes(9)
+        )
     data = open_dataset(tmp_path)
     assert ids(data) == ["a"]
-    assert set(reasons(data)) == {f"{name}.npz" for name in ("cut", "text", "empty", "flipped", "lone", "gone")}
+    assert set(reasons(data)) == {f"{name}.npz" for name in ("cut", "text", "empty", "flipped", "lone", "gone", "head")}
     assert all(str(tmp_path) not in reason for reason in reasons(data).values()), reasons(data)
 
 

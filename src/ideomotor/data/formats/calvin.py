@@ -30,6 +30,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -61,7 +62,8 @@ _SPLITS = ("", "training", "validation")
 _LANGUAGE = ("lang_annotations/auto_lang_ann.npy", "auto_lang_ann.npy")
 _IDS, _SCENES = "ep_start_end_ids.npy", "scene_info.npy"
 _FRAME = re.compile(r"episode_(\d+)\.npz")
-_DAMAGE = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, KeyError, ValueError)
+# What zipfile and numpy raise for damage.
+_DAMAGE = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, KeyError, ValueError, tokenize.TokenError)
 _TAIL = 22  # bytes of a zip archive's last record
 
 

@@ -20,6 +20,7 @@ record no frame rate: ``read`` is told.
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -43,8 +44,9 @@ FPS = 10.0
 """Frames per second where nobody says otherwise."""
 
 _VERSION = "npz 3"
-# What zipfile raises on damage; RuntimeError where members are encrypted or packed in an unknown way.
-_BROKEN = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError)
+# What zipfile raises on damage; RuntimeError where members are encrypted or packed in an unknown way. TokenError is what
+# numpy raises where an array's head is damaged.
+_BROKEN = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, tokenize.TokenError)
 _SPLITS = ("train", "training", "val", "valid", "validation", "test", "eval")
 
 

@@ -1,14 +1,16 @@
 """Objects in numpy files without running what they say: CALVIN keeps its sentences in a pickled dict.
 
-A pickle is a program. Here it can make dicts, lists, tuples, strings, numbers and stand-ins for numpy's arrays. What
-else it names is refused, and numpy's own functions for making arrays from a pickle are not called either.
+A pickle is a program. Here it can make dicts, lists, tuples, strings, numbers and stand-ins for numpy's arrays: other
+instructions, and other names, are refused. Numpy's own functions for making arrays from a pickle are not called either.
 """
 
 from __future__ import annotations
 
+import ast
+import io
 import math
 import pickle
-from collections.abc import Callable
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,16 @@ import numpy as np
 
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # numpy 1 and 2
 _NUMBERS = frozenset(f"{kind}{size}" for kind, sizes in (("i", "1248"), ("u", "1248"), ("f", "248")) for size in sizes)
+# The instructions that plain data and arrays need, of protocols 2 to 4.
+_INSTRUCTIONS = (
+    *("PROTO", "FRAME", "MARK", "STOP", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS"),
+    *("EMPTY_DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+)
 BROKEN = (
-    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, ImportError),
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, SyntaxError),
     *(OverflowError, RecursionError, MemoryError),
 )
 """What a damaged or malicious stream makes the unpickler, and whoever looks into what came of it, raise."""
@@ -101,16 +111,32 @@ def load_object(file: Path) -> Any:
         ValueError: the file is damaged, holds no lone object, or something that is no plain data.
         OSError: it cannot be opened.
     """
-    with file.open("rb") as stream:
-        try:
-            version = np.lib.format.read_magic(stream)
-            header: Callable[[Any], tuple[Any, ...]] = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = header(stream)
-            if shape != () or not dtype.hasobject:
-                raise ValueError(f"is an array {shape} of type {dtype}; wanted a lone object")
-            stored = _PlainUnpickler(stream).load()
-            return stored.item if isinstance(stored, StoredArray) else stored
-        except BROKEN as error:
-            raise ValueError(f"{file.name} cannot be read as plain data ({error})") from error
+    raw = file.read_bytes()
+    try:
+        start = _start(raw)
+        _refuse_instructions(raw[start:])
+        stored = _PlainUnpickler(io.BytesIO(raw[start:])).load()
+        return stored.item if isinstance(stored, StoredArray) else stored
+    except BROKEN as error:
+        raise ValueError(f"{file.name} cannot be read as plain data ({error})") from error
+
+
+def _start(raw: bytes) -> int:
+    """Where the pickle begins, after numpy's header, which must announce one."""
+    if raw[:6] != b"\x93NUMPY" or raw[6:7] not in (b"\x01", b"\x02"):
+        raise ValueError("is no file of numpy.save")
+    begin = 10 if raw[6] == 1 else 12
+    end = begin + int.from_bytes(raw[8:begin], "little")
+    header = ast.literal_eval(raw[begin : min(end, begin + 10_000)].decode("latin1").strip())
+    if header["descr"] != "|O" or header["shape"] != ():
+        raise ValueError(f"is an array {header['shape']} of type {header['descr']}; wanted a lone object")
+    return end
+
+
+def _refuse_instructions(program: bytes) -> None:
+    for instruction, argument, _ in pickletools.genops(program):
+        if instruction.name not in _INSTRUCTIONS:
+            raise ValueError(f"does {instruction.name}, which plain data need not")
+        # A number beyond all that could be kept would make the unpickler ask for that much memory.
+        if instruction.name == "LONG_BINPUT" and (argument or 0) > len(program):
+            raise ValueError(f"keeps object number {argument} of a file of {len(program)} bytes")
