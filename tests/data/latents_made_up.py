@@ -37,9 +37,9 @@ def with_latents(episodes: int = 3, length: int = 9, cameras=("video",), **setti
 
 
 def encode(frames):
-    """Latents of cells of four by four pixels: the mean colours, and how much they vary."""
+    """Latents of cells of four by four pixels: the mean colours, and how much they vary; ordered as networks may."""
     cells = frames.unfold(2, 4, 4).unfold(3, 4, 4).float().flatten(4) / 8  # t c h w pixels
-    return cells.mean(-1), cells.std(-1)
+    return cells.mean(-1).to(memory_format=torch.channels_last), cells.std(-1)
 
 
 @dataclass(frozen=True)

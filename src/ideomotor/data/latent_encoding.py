@@ -258,7 +258,7 @@ def _shard(spec: LatentSpec, folder: Path, encode: Encode, task: _Task, step: To
             step(len(block))
         if str(number) not in lost:
             for name, values in zip(("mean", "std"), zip(*parts, strict=True), strict=True):
-                tensors[f"{number}.{name}"] = torch.cat(values)
+                tensors[f"{number}.{name}"] = torch.cat(values).contiguous()
     numbers = [task.first, task.first + len(task.episodes)]
     about = {"shard": task.shard, "episodes": numbers, "lost": lost, "file": f"latents-{task.shard:05d}.safetensors"}
     if not tensors:

@@ -71,13 +71,18 @@ class Shards:
                 raise ValueError(f"{self.folder / str(self.entries[shard]['file'])}: {error}: {_AGAIN}") from error
         return self._files[shard]
 
-    def verify(self) -> None:
-        """Reads every file.
+    def verify(self, progress: Progress | None = None) -> None:
+        """Reads every file; ``progress`` is called with files done and to be done.
 
         Raises:
             ValueError: some are damaged; all of them are named.
         """
-        self._refuse([wrong for number in range(len(self.entries)) if (wrong := self._content(number))])
+        wrong = []
+        for number in range(len(self.entries)):
+            wrong.append(self._content(number))
+            if progress is not None:
+                progress(number + 1, len(self.entries))
+        self._refuse([each for each in wrong if each])
 
     def _size(self, number: int) -> str:
         """What is wrong with a shard's size; "" where nothing is."""
@@ -179,13 +184,13 @@ class LatentCache:
                     fill(dataset, final, spec, open_encoder, workers, progress, shard_frames)
         return cls(final)
 
-    def verify(self) -> None:
-        """Reads every shard and compares its digest.
+    def verify(self, progress: Progress | None = None) -> None:
+        """Reads every shard and compares its digest; ``progress`` is called with shards done and to be done.
 
         Raises:
             ValueError: shards are damaged; all of them are named.
         """
-        self.shards.verify()
+        self.shards.verify(progress)
 
 
 def with_cached_latents(

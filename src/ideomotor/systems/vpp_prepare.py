@@ -1,0 +1,224 @@
+"""What `ideomotor vpp prepare` does: any data set to latents on disk, once, so that stage 1 needs no VAE at hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ideomotor.data.cache import Progress
+from ideomotor.data.formats import open_dataset
+from ideomotor.data.formats.latent_files import stated_vae
+from ideomotor.data.latent_encoding import Encode, LatentSpec
+from ideomotor.data.latent_windows import vae_of
+from ideomotor.data.latents import LatentCache, with_cached_latents
+from ideomotor.systems.progress import Tell, bar
+from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig, load_diffusers
+from ideomotor.training.checkpoint import fingerprint, load_model, read_json
+from ideomotor.types import Dataset
+
+_READ = 256  # published latents looked at together
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """Which data sets become latents, by which VAE, and where they are kept."""
+
+    data: tuple[Path, ...]
+    """One or more data sets in any format (see `ideomotor data inspect`)."""
+    vae: Path | None = None
+    """Folder of a VAE: one trained here, or that of a diffusers pipeline (SVD). Left out, nothing is encoded, and the
+    latents that the data sets were published with are read through."""
+    cameras: tuple[str, ...] = ()
+    """Cameras of each data set, joined by commas; all of its first episode's by default."""
+    size: int = 256
+    """Height and width that frames are scaled to cover and cut to; a multiple of what the VAE shrinks by (8)."""
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    """How latents are stored: float16 keeps 11 bits, bfloat16 keeps 8 and any range."""
+    workers: int = 1
+    """Processes that decode and encode, each with a VAE of its own."""
+    batch: int = 16
+    """Frames encoded at a time, by each process."""
+    device: str | None = None
+    """Where the VAE computes; a GPU by default, where there is one."""
+    cache: Path = Path("runs/cache")
+    """Where latents are kept, named by the fingerprints of data and VAE."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("no data set was given: name one or more with --data")
+        if self.cameras and len(self.cameras) != len(self.data):
+            raise ValueError(
+                f"--cameras has {len(self.cameras)} values for {len(self.data)} data sets: give one each, or none"
+            )
+        if min(self.size, self.workers, self.batch) < 1:
+            raise ValueError(f"size {self.size}, workers {self.workers}, batch {self.batch}: each is at least 1")
+
+
+class Prepared(NamedTuple):
+    """One camera of a data set; ``folder`` is None for published latents, which stay where they are."""
+
+    name: str
+    camera: str
+    episodes: int
+    frames: int
+    left_out: int
+    folder: Path | None
+
+    @property
+    def line(self) -> str:
+        """For the terminal."""
+        lost = f", {self.left_out} episodes left out" if self.left_out else ""
+        return f"{self.name}, {self.camera}: {self.episodes} episodes, {self.frames} frames{lost}; " + (
+            f"in {self.folder}" if self.folder else "published latents, all sound"
+        )
+
+
+@dataclass(frozen=True)
+class VAEEncoder:
+    """Opens the VAE in a folder where it is called: in every process that encodes."""
+
+    folder: Path
+    device: str
+
+    def __call__(self) -> Encode:
+        """Returns what turns frames into mean and deviation of their latents."""
+        vae = load_vae(self.folder).to(self.device)
+
+        def encode(frames: UInt8[Tensor, "t c h w"]) -> tuple[Float[Tensor, "t z h w"], Float[Tensor, "t z h w"]]:
+            mean, std = vae.moments(frames[None].to(self.device))
+            return mean[0], std[0]
+
+        return encode
+
+
+def prepare(options: PrepareOptions) -> list[Prepared]:
+    """Encodes what is not on disk yet, with a bar, and looks through what is; returns what there is then.
+
+    A kill costs the shards in the making; the same command goes on after the others.
+
+    Raises:
+        FileNotFoundError: there is no data set, or no VAE.
+        OSError: the disk has no room.
+        ValueError: a data set cannot be read, lacks a camera or latents, or holds damaged ones.
+    """
+    vae = None if options.vae is None else load_vae(options.vae)
+    if vae is not None and options.size % vae.config.factor:
+        raise ValueError(f"size {options.size} is no multiple of {vae.config.factor}, by which the VAE shrinks frames")
+    done: list[Prepared] = []
+    for number, path in enumerate(options.data):
+        dataset = open_dataset(path)
+        cameras = _cameras(dataset, options.cameras[number] if options.cameras else "", encoded=vae is None)
+        for camera in cameras:
+            with bar(f"{dataset.name} {camera}") as tell:
+                if vae is None:
+                    done.append(_published(dataset, camera, tell))
+                else:
+                    done.append(_encoded(dataset, camera, vae, options, tell))
+    return done
+
+
+def prepared_dataset(path: Path, cameras: Sequence[str], cache: Path, size: int, vae: str) -> Dataset:
+    """Returns a data set with the latents that `prepare` made with the VAE of that fingerprint.
+
+    Raises:
+        FileNotFoundError: it was not prepared.
+        ValueError: it was prepared with another VAE, or the latents are damaged.
+    """
+    return with_cached_latents(open_dataset(path), cache, cameras, (size, size), vae)
+
+
+def published_dataset(path: Path, cameras: Sequence[str], vae: str) -> Dataset:
+    """Returns a data set with the latents it was published with, said to be those of the VAE of that fingerprint.
+
+    Episodes without them are left out.
+
+    Raises:
+        ValueError: no episode has them.
+    """
+    dataset = open_dataset(path)
+    kept = tuple(e for e in dataset.episodes if all(camera in e.latents for camera in cameras))
+    if not kept:
+        raise ValueError(
+            f"none of the {len(dataset.episodes)} episodes in {path} has latents of {', '.join(map(repr, cameras))}: "
+            "encode them (ideomotor vpp prepare --vae)"
+        )
+    return stated_vae(replace(dataset, episodes=kept), vae)
+
+
+def load_vae(folder: Path) -> SVDVAE:
+    """Returns the VAE in a folder, or in its sub-folder ``vae``: one saved by a run, or one of diffusers.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is another model, or damaged.
+    """
+    for place in (folder, folder / "vae"):
+        if (place / "config.json").is_file() and "class" in read_json(place / "config.json"):
+            return load_model(place, SVDVAE, SVDVAEConfig)
+    return load_diffusers(folder)
+
+
+def vae_fingerprint(vae: SVDVAE) -> str:
+    """Returns what names a VAE in caches of latents."""
+    return fingerprint(vae, vae.config)
+
+
+def _cameras(dataset: Dataset, named: str, encoded: bool) -> list[str]:
+    if named:
+        return named.split(",")
+    first = dataset.episodes[0]
+    return list(first.latents if encoded else first.frames) or list(first.latents or first.frames)
+
+
+def _encoded(dataset: Dataset, camera: str, vae: SVDVAE, options: PrepareOptions, tell: Tell) -> Prepared:
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    spec = LatentSpec(
+        camera=camera,
+        size=(options.size, options.size),
+        vae=vae_fingerprint(vae),
+        scale=vae.scale,
+        dtype=options.dtype,
+        batch=options.batch,
+    )
+    assert options.vae is not None
+    encoder = VAEEncoder(options.vae, device)
+    report = rated(tell, f"{dataset.name} {camera}", time.monotonic)
+    cache = LatentCache.build(dataset, options.cache, spec, encoder, options.workers, report)
+    cache.verify(lambda shards, total: tell(shards, total, f"check {dataset.name} {camera}"))
+    frames = sum(latents.shape[0] for latents in cache.latents.values())
+    left_out = len(dataset.quarantined) + len(cache.quarantined)
+    return Prepared(dataset.name, camera, len(cache.latents), frames, left_out, cache.folder)
+
+
+def _published(dataset: Dataset, camera: str, tell: Tell) -> Prepared:
+    """Reads every latent once: what is damaged is found now and not in the middle of a training."""
+    vae_of(dataset, camera)  # refuses episodes without
+    report = rated(tell, f"{dataset.name} {camera}", time.monotonic)
+    total, done = sum(episode.length for episode in dataset.episodes), 0
+    for episode in dataset.episodes:
+        for start in range(0, episode.length, _READ):
+            block = range(start, min(start + _READ, episode.length))
+            episode.latents[camera].read(block)
+            done += len(block)
+            report(done, total)
+    return Prepared(dataset.name, camera, len(dataset.episodes), total, len(dataset.quarantined), None)
+
+
+def rated(tell: Tell, title: str, clock: Callable[[], float]) -> Progress:
+    """Returns a progress that tells frames done with the rate since its first call; what was done before counts not."""
+    began: tuple[float, int] | None = None
+
+    def report(done: int, total: int) -> None:
+        nonlocal began
+        began = began or (clock(), done)
+        seconds, frames = clock() - began[0], done - began[1]
+        tell(done, total, f"{title} ({frames / seconds:,.0f} frames/s)" if seconds > 0 and frames else title)
+
+    return report
