@@ -44,8 +44,8 @@ FPS = 10.0
 """Frames per second where nobody says otherwise."""
 
 _VERSION = "npz 3"
-# What zipfile raises on damage; RuntimeError where members are encrypted or packed in an unknown way. TokenError is what
-# numpy raises where an array's head is damaged.
+# What zipfile raises on damage; RuntimeError where members are encrypted or packed in an unknown way. TokenError is
+# numpy's, where an array's head is damaged.
 _BROKEN = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, tokenize.TokenError)
 _SPLITS = ("train", "training", "val", "valid", "validation", "test", "eval")
 
