@@ -9,6 +9,8 @@ from ideomotor.evaluation.statistics import (
     mean_success,
     paired_difference,
     probability_of_improvement,
+    rank_agreement,
+    spearman,
     wilson,
 )
 
@@ -182,3 +184,35 @@ def test_mean_of_clips_has_no_interval_with_one_episode():
     for values, episodes, resamples in (([], None, 9), ([1.0], ["a", "b"], 9), ([1.0], None, 0)):
         with pytest.raises(ValueError, match="at least one clip"):
             mean_of_clips(values, episodes, resamples=resamples)
+
+
+def test_spearman_counts_places_and_ties_share_theirs():
+    up = np.array([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
+    found = spearman(up, np.array([[9.0, -1.0, 0.0], [9.0, -1.0, 0.0], [1.0, 2.0, 3.0]]))
+    assert found[:2].tolist() == [1.0, -0.5] and math.isnan(found[2])
+    assert spearman([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+
+
+def test_agreement_of_rankings_is_resampled_over_policies_and_shared_episodes():
+    ours = [[0.0, 3.0], [1.0, 1.5], [2.0, 1.0], [4.0, 3.5]]
+    theirs = [[0.0, 1.0], [2.0, 0.5], [1.0, 0.0], [5.0, 0.8]]
+    every = [
+        spearman(*(np.asarray(way)[list(policies)][:, list(episodes)].mean(1) for way in (ours, theirs)))
+        for policies in itertools.product(range(4), repeat=4)
+        for episodes in itertools.product(range(2), repeat=2)
+        if len(set(policies)) > 1
+    ]
+    every = [found for found in every if np.isfinite(found)]
+    found = rank_agreement(ours, theirs, level=0.6, resamples=20_000)
+    assert found.value == spearman(np.mean(ours, 1), np.mean(theirs, 1))
+    below, beyond = (np.mean(np.asarray(every) < end) for end in (found.low - 1e-9, found.high + 1e-9))
+    assert below < 0.21 and beyond > 0.79  # an end is where the shares of all outcomes cross 20 and 80 %
+    assert np.mean(np.asarray(every) <= found.low + 1e-9) > 0.19
+    assert rank_agreement(ours, ours)[:2] == (1.0, 1.0)
+    assert all(map(math.isnan, rank_agreement(ours, [[1.0, 1.0]] * 4)))
+
+
+@pytest.mark.parametrize("theirs", [[[1.0]] * 3, [[1.0, 2.0]] * 2, [[1.0, 2.0], [1.0, 2.0], [1.0]], [[], [], []]])
+def test_rankings_that_do_not_pair_are_refused(theirs):
+    with pytest.raises(ValueError, match="wanted the same 3 policies"):
+        rank_agreement([[1.0, 2.0]] * len(theirs) if len(theirs) > 2 else theirs, theirs)

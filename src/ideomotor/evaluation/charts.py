@@ -52,6 +52,14 @@ class Mark(NamedTuple):
     high: float
 
 
+class Point(NamedTuple):
+    """A named point of a plane, and an interval along each axis: value, low, high."""
+
+    name: str
+    across: tuple[float, float, float]
+    up: tuple[float, float, float]
+
+
 def bars(rows: Sequence[Bar], label: str, height: int = 12) -> str:
     """Returns horizontal bars from 0 to 100 % with whiskers, as wide as what holds them."""
     gap = max(3, height // 3)
@@ -242,6 +250,53 @@ def costs(marks: Sequence[Mark], label: str) -> str:
         parts.append(f'<text class="name" x="{x:.1f}" y="{above:.1f}" text-anchor="middle">{escape(mark.name)}</text>')
     drawing = "".join(parts)
     return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{drawing}</svg>'
+
+
+def scatter(points: Sequence[Point], label: str, across_says: str, up_says: str) -> str:
+    """Returns a chart of named points with a whisker along each axis; every number finite, at least one point."""
+    width, height, left, top, bottom = 640, 400, 52, 24, 42
+    right = 12 + 7 * max(len(point.name) for point in points)  # a letter is about 7 units wide
+    (x_low, x_high), (y_low, y_high) = (
+        _range(min(axis[1] for axis in axes), max(axis[2] for axis in axes))
+        for axes in ([point.across for point in points], [point.up for point in points])
+    )
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        part_x, part_y = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
+        return left + (width - left - right) * part_x, height - bottom - (height - bottom - top) * part_y
+
+    parts = []
+    for tick in _ticks(y_low, y_high):
+        _, y = place(x_low, tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+    for tick in _ticks(x_low, x_high):
+        x, y = place(tick, y_low)
+        parts.append(f'<text x="{x:.1f}" y="{y + 17:.1f}" text-anchor="middle">{_number(tick)}</text>')
+    middle = (left + width - right) / 2
+    parts.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">{escape(across_says)}</text>')
+    parts.append(f'<text x="6" y="13">{escape(up_says)}</text>')
+    for name, (x, x_from, x_to), (y, y_from, y_to) in points:
+        (at, over), ends = place(x, y), [place(x_from, y_from), place(x_to, y_to)]
+        parts.append(
+            f'<g class="whisker"><line x1="{ends[0][0]:.1f}" x2="{ends[1][0]:.1f}" y1="{over:.1f}" y2="{over:.1f}"/>'
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{ends[0][1]:.1f}" y2="{ends[1][1]:.1f}"/></g>'
+            f'<circle class="point" cx="{at:.1f}" cy="{over:.1f}" r="4"/>'
+            f'<text class="name" x="{at + 7:.1f}" y="{over - 6:.1f}">{escape(name)}</text>'
+        )
+    drawing = "".join(parts)
+    return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{drawing}</svg>'
+
+
+def alone(chart: str) -> str:
+    """Returns a chart as an SVG file of its own, which no page gives its colours."""
+    style = (
+        "svg{background:#fff;font-family:sans-serif}text{fill:#555;font-size:11px}text.name{fill:#111}"
+        ".grid{stroke:#ddd}.whisker line{stroke:#888;stroke-width:1.2}.point{fill:#0b6bcb}"
+    )
+    return chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+        ">", f"><style>{style}</style>", 1
+    )
 
 
 def _pen(points: Sequence[tuple[float, float] | None]) -> str:

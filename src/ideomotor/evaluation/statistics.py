@@ -1,5 +1,5 @@
 """How sure a figure is: intervals of a count, of a mean over seeds, tasks and episodes, of a paired difference, of a
-mean over clips.
+mean over clips, of two rankings' agreement.
 
 Episodes of one task and one training seed are not independent trials of "the method": tasks differ in difficulty and
 training runs differ in luck. So the mean is resampled from the top down: seeds, then tasks, then episodes. Seeds and
@@ -195,6 +195,68 @@ def mean_of_clips(
         draws.append(sums[picked].sum(axis=-1) / counts[picked].sum(axis=-1))
     low, high = np.quantile(np.concatenate(draws), [tail, 1 - tail])
     return Estimate(mean, float(low), float(high))
+
+
+def spearman(ours: Float[np.ndarray, "*resample n"], theirs: Float[np.ndarray, "*resample n"]) -> np.ndarray:
+    """Returns Spearman's correlation along the last axis: Pearson's of the ranks, equal values sharing their mean rank.
+
+    NaN where all values of one side are equal, and so have no order.
+    """
+    ranks = [_ranks(np.asarray(values, np.float64)) for values in (ours, theirs)]
+    x, y = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
+    spread = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    return np.divide((x * y).sum(-1), spread, out=np.full(spread.shape, np.nan), where=spread > 0)
+
+
+def rank_agreement(
+    ours: Sequence[Sequence[float]],
+    theirs: Sequence[Sequence[float]],
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """Returns how alike two ways of trying rank the same policies: Spearman's correlation of the policies' means.
+
+    The interval is of policies drawn anew, and of episodes drawn anew. All policies met the same episodes (goals,
+    first frames), in both ways, so one draw of episodes serves all policies of a resample and both ways. A policy that
+    is drawn twice ties with itself on both sides. Resamples in which one side has no order are left out; the
+    correlation, or its interval, is NaN where there is none.
+
+    Args:
+        ours: ``ours[policy][episode]``.
+        theirs: the same policies and episodes, tried in the other way.
+        level: of the interval.
+        resamples: how many are drawn.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the two do not pair, fewer than 3 policies, no episodes, a level outside (0, 1), or no resamples.
+    """
+    sizes = [[len(episodes) for episodes in way] for way in (ours, theirs)]
+    if sizes[0] != sizes[1] or len(sizes[0]) < 3 or len(set(sizes[0])) > 1 or not sizes[0][0] or resamples < 1:
+        raise ValueError(
+            f"episodes a policy are {sizes[0]} and {sizes[1]}, resamples {resamples}; wanted the same 3 policies or "
+            "more on both sides, each with the same episodes, and at least 1 resample"
+        )
+    values = np.asarray([ours, theirs], np.float64)  # way policy episode
+    _, policies, episodes = values.shape
+    tail, rng = (1 - _checked(level)) / 2, np.random.Generator(np.random.Philox(key=seed))
+    drawn = rng.integers(episodes, size=(resamples, episodes))
+    weights = np.stack([np.bincount(row, minlength=episodes) for row in drawn]) / episodes
+    means = np.swapaxes(values @ weights.T, 1, 2)  # way resample policy
+    picked = rng.integers(policies, size=(resamples, policies))
+    found = spearman(*np.take_along_axis(means, picked[None], axis=2))
+    found = found[np.isfinite(found)]
+    low, high = np.quantile(found, [tail, 1 - tail]) if found.size else (float("nan"), float("nan"))
+    return Estimate(float(spearman(*values.mean(-1))), float(low), float(high))
+
+
+def _ranks(values: Float[np.ndarray, "*resample n"]) -> Float[np.ndarray, "*resample n"]:
+    """From 1 on; what is equal shares the mean of its places."""
+    below = (values[..., None, :] < values[..., :, None]).sum(-1)
+    alike = (values[..., None, :] == values[..., :, None]).sum(-1)
+    return below + (alike + 1) / 2
 
 
 def _checked(level: float) -> float:

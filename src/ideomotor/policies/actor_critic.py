@@ -227,6 +227,18 @@ class ActorLearning(nn.Module):
         return Losses(total=-worth.mean(), terms=terms)
 
 
+class Cloning(nn.Module):
+    """Owns the encoder and the actor: what it does shall be what was done (behaviour cloning)."""
+
+    def __init__(self, network: ActorCritic) -> None:
+        super().__init__()
+        self.encoder, self.actor = network.encoder, network.actor
+
+    def forward(self, batch: Transitions) -> Losses:
+        """Returns the mean squared error of the actions."""
+        return Losses(total=(self.actor(self.encoder(batch.frames)) - batch.actions).square().mean())
+
+
 def noisy(
     mean: Float[Tensor, "b action"], std: float, noise: Float[Tensor, "b action"], clip: float | None = None
 ) -> Float[Tensor, "b action"]:
