@@ -189,9 +189,9 @@ def cpu() -> IVideoGPT:
         tokenizer=tokenizer,
         world=world,
         reconstruction=ReconstructionConfig(pixels="l2"),
-        tokenizer_stage=Stage(steps=1000, batch=8, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True)),
+        tokenizer_stage=Stage(steps=300, batch=8, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True)),
         world_stage=Stage(
-            steps=1000, batch=16, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.05, betas=(0.9, 0.98), bf16=True)
+            steps=700, batch=16, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.05, betas=(0.9, 0.98), bf16=True)
         ),
     )
 
