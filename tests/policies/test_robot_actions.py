@@ -1,6 +1,6 @@
 """Commands to actions and back: exact, independent of signs, scaled by what was recorded; and what is refused."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import torch
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.signals import read_actions, read_proprio
 from ideomotor.policies.actions import PercentileScale
+from ideomotor.policies.edm_transformer import EDMTransformerConfig
 from ideomotor.policies.own_robots import OWN_ROBOTS, OwnRobotConfig, Part, loss_groups, own_robot, places
 from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.policies.rotations import euler_of, inverse, product, quaternions_of_euler, same_side, turned
@@ -69,10 +70,12 @@ def test_presets():
         "bimanual": (38, 38, 38),
         "published_bimanual": (38, 38, 38),
     }
-    groups = [tuple(group) for group in loss_groups(own_robot("bimanual"))]
+    groups = [astuple(group) for group in loss_groups(own_robot("bimanual"))]
     assert groups[:3] == [("right_xyz", 0, 3, 2.0), ("right_rotation", 3, 4, 2.0), ("right_hand", 7, 12, 1.0)]
     assert groups[3] == ("left_xyz", 19, 3, 2.0)
-    assert [tuple(group)[1:] for group in loss_groups(own_robot(ONE_ARM))] == [(0, 3, 1.0), (3, 3, 1.0), (6, 12, 1.0)]
+    assert [astuple(group)[1:] for group in loss_groups(own_robot(ONE_ARM))] == [(0, 3, 1.0), (3, 3, 1.0), (6, 12, 1.0)]
+    for config in map(own_robot, OWN_ROBOTS):
+        EDMTransformerConfig(action_width=config.action_width, groups=loss_groups(config))  # refuses gaps
     commands = torch.rand(2, 3, 7) * 2 - 1  # CALVIN's are taken as they are, and need no state
     robot = RobotActions(own_robot("calvin"))
     assert robot.encode(commands).equal(commands) and robot.decode(commands).equal(commands)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ideomotor.policies.edm_transformer import ActionGroup
+
 Kind = Literal["position", "quaternion", "euler", "joints"]
 Form = Literal["absolute", "difference", "gripper_frame", "relative_euler", "relative_quaternion"]
 _WIDTHS = {"position": 3, "quaternion": 4, "euler": 3}
@@ -132,19 +134,11 @@ def places(config: OwnRobotConfig) -> list[Place]:
     return found
 
 
-class LossGroup(NamedTuple):
-    """Some neighbouring numbers of an action, and what each counts in the loss, where 1 is that of a plain mean."""
-
-    name: str
-    first: int
-    width: int
-    weight: float
-
-
-def loss_groups(config: OwnRobotConfig) -> tuple[LossGroup, ...]:
-    """Returns the parts as they lie in the action; together they cover it."""
+def loss_groups(config: OwnRobotConfig) -> tuple[ActionGroup, ...]:
+    """Returns the parts as they lie in the action, for ``EDMTransformerConfig.groups``; together they cover it."""
     return tuple(
-        LossGroup(at.part.name, at.action.start, at.part.action_width, at.part.weight) for at in places(config)
+        ActionGroup(name=at.part.name, first=at.action.start, width=at.part.action_width, weight=at.part.weight)
+        for at in places(config)
     )
 
 
