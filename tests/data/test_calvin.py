@@ -247,6 +247,7 @@ OBJECT = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
         b"\x82\x01.",  # an instruction that looks up what somebody registered
         b"Nr\xff\xff\xff\xff.",  # would ask for 64 GB
         b"\x96\xff\xff\xff\xff\x00\x00\x00\x00.",
+        b"\x96\x01\x00\x00\x00\x00\x00\x00\x00x.",  # harmless, and yet no instruction that plain data need
         b"]" * 10,
         pickle.dumps([1, 2])[:-3],
         b"",
