@@ -39,7 +39,7 @@ from ideomotor.training.config import config_from_json
 def main() -> None:
     """Clones, tries and ranks."""
     parser = _table.parser(__doc__ or "")
-    parser.add_argument("--run", type=Path, default=Path("runs/ivideogpt"), help="folder of a finished quickstart")
+    parser.add_argument("--run", type=Path, default=Path("runs/world"), help="folder of a finished quickstart")
     parser.add_argument("--task", default="button-press-topdown-wall", help="one that the quickstart has recorded")
     parser.add_argument("--out", type=Path, help="clones, episodes, drawing; RUN/ranking/TASK by default")
     parser.add_argument("--episodes", type=int, default=20, help="test goals a policy, at most 20")
@@ -49,7 +49,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.tiny:
-        args.run, args.task = args.run if args.out else Path(tempfile.mkdtemp()) / "run", "red"
+        args.out = args.out or Path(tempfile.mkdtemp())
+        args.run, args.task = args.out / "run", "red"
         args.episodes, args.steps, args.samples = 3, 12, 2
         tiny_run(args.run)
     if not (args.run / "world/done.json").is_file():

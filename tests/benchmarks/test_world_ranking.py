@@ -14,7 +14,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import world_ranking
 
-    words = ["--tiny", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--json", str(tmp_path / "rows")]
+    words = ["--tiny", "--out", str(tmp_path / "out"), "--json", str(tmp_path / "rows")]
     monkeypatch.setattr(sys, "argv", ["world_ranking.py", *words])
     world_ranking.main()
     rows = json.loads((tmp_path / "rows").read_text())["rows"]
@@ -25,4 +25,4 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(rows[8]) == {"policy", "Spearman", "low", "high"}
     assert (tmp_path / "out/ranking.svg").read_text().startswith("<svg xmlns")
     with pytest.raises(SystemExit, match="has recorded nothing of 'green'"):
-        world_ranking.recorded(tmp_path / "run", "green")
+        world_ranking.recorded(tmp_path / "out/run", "green")
