@@ -1,10 +1,15 @@
 """Numbers of the published VPP code: schedules, densities and scaling of the action diffusion."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ideomotor.diffusion import edm
+from ideomotor.training.learner import Learner
+from ideomotor.training.optim import OptimConfig, learning_rate
+from ideomotor.types import Losses
 
 pytestmark = pytest.mark.golden
 
@@ -50,3 +55,46 @@ def test_scaling(data):
     factors = edm.scaling(data["sigmas"], 0.5)
     for name in ("c_skip", "c_out", "c_in"):
         close(factors._asdict()[name], data[name])
+
+
+# --- the learning rate ------------------------------------------------------------------------------------------------
+
+TRI_STAGE = OptimConfig(lr=1e-4, schedule="tri_stage", final_lr=1e-6, betas=(0.9, 0.9), weight_decay=0.05)
+
+
+@pytest.mark.parametrize("total", [1000, 50_000])
+def test_tri_stage(data, total):
+    steps, wanted = data[f"lr.total_{total}.step"].tolist(), data[f"lr.total_{total}.value"]
+    close(torch.tensor([learning_rate(TRI_STAGE, step, total) for step in steps], dtype=torch.float64), wanted)
+
+
+@dataclass(frozen=True)
+class Batch:
+    x: torch.Tensor
+
+    def __len__(self):
+        return len(self.x)
+
+    def to(self, device, non_blocking=False):
+        return self
+
+
+class Square(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 1)
+
+    def forward(self, batch):
+        return Losses(total=self.linear(batch.x).square().mean())
+
+
+def test_the_curve_drives_the_optimizer_that_moves_the_weights(data):
+    """In the published loop it drives a second one, and training runs at a constant rate."""
+    learner = Learner(Square(), TRI_STAGE, steps=1000)
+    for step, rate in zip(data["lr.total_1000.step"].tolist(), data["lr.total_1000.value"].tolist(), strict=True):
+        before, learner.step = learner.objective.linear.weight.detach().clone(), step
+        learner.update(Batch(torch.ones(4, 2)))
+        assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([rate] * 2, rel=1e-5)
+        moved = (learner.objective.linear.weight - before).abs().max().item()
+        assert moved < 3 * rate + 1e-7  # Adam moves by about its rate
+        assert moved > 0 or rate < 1e-6

@@ -43,6 +43,16 @@ def test_schedule_by_hand() -> None:
     assert learning_rate(OptimConfig(warmup=0), 0, 1) == OptimConfig().lr
 
 
+def test_tri_stage_by_hand() -> None:
+    config = OptimConfig(lr=2.0, schedule="tri_stage", final_lr=1e-6, warmup=70)
+    rates = [learning_rate(config, step, 100) for step in range(101)]
+    assert rates[:3] == pytest.approx([0.2, 1.1, 2.0])  # 2 steps of warm-up from a tenth
+    assert rates[2:11] == [2.0] * 9  # 8 steps held
+    assert rates[55] == pytest.approx(2.0 * (1 + 1e-6) / 2)
+    assert rates[99] > rates[100] == pytest.approx(2e-6)
+    assert learning_rate(config, 0, 1) == 2.0  # too few steps for a warm-up
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

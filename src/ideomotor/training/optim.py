@@ -22,7 +22,9 @@ class OptimConfig:
         decay: "decoupled" is AdamW's, never applied to vectors (biases, norms' scales) and embeddings; "gradient" is
             added to the gradient of every weight, as Adam has it (published settings that were found with it).
         warmup: steps of linear rise from ``lr / warmup``.
-        schedule: after the warm-up, "constant" or "cosine" down to ``final_lr * lr`` at the last step.
+        schedule: after the warm-up, "constant" or "cosine" down to ``final_lr * lr`` at the last step; "tri_stage" is
+            VPP's published curve, which has a warm-up of its own: 2 % of the steps from ``lr / 10``, 8 % at ``lr``,
+            then a cosine that would reach ``final_lr * lr`` (published: 1e-6) one step after the last.
         clip_norm: largest norm of the gradient over all weights of the learner; None leaves it as it is.
         ema: decay of the averaged weights per step; None keeps no average.
         bf16: runs the objective under bf16 autocast (weights and losses stay fp32).
@@ -34,7 +36,7 @@ class OptimConfig:
     decay: Literal["decoupled", "gradient"] = "decoupled"
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 100
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "tri_stage"] = "cosine"
     final_lr: float = 0.05
     clip_norm: float | None = 1.0
     ema: float | None = None
@@ -50,8 +52,8 @@ class OptimConfig:
             raise ValueError(f"betas are {self.betas}; wanted two numbers in [0, 1)")
         if self.decay not in ("decoupled", "gradient"):
             raise ValueError(f"decay is {self.decay!r}; wanted 'decoupled' or 'gradient'")
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"schedule is {self.schedule!r}; wanted 'constant' or 'cosine'")
+        if self.schedule not in ("constant", "cosine", "tri_stage"):
+            raise ValueError(f"schedule is {self.schedule!r}; wanted 'constant', 'cosine' or 'tri_stage'")
         if not 0 <= self.final_lr <= 1:
             raise ValueError(f"final_lr is {self.final_lr}; wanted a fraction of lr in [0, 1]")
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -64,12 +66,22 @@ class OptimConfig:
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """Returns the learning rate of update ``step`` (0 is the first) of ``steps``, as a pure function."""
+    if config.schedule == "tri_stage":
+        return config.lr * _tri_stage(step, steps, config.final_lr)
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":
         return config.lr
     done = min(1.0, (step - config.warmup) / max(1, steps - 1 - config.warmup))
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _tri_stage(step: int, steps: int, final: float) -> float:
+    rise, hold, fall = (int(steps * share) for share in (0.02, 0.08, 0.9))
+    if step < rise:
+        return 0.1 + 0.9 * step / rise
+    done = min(1.0, max(0, step - rise - hold) / max(1, fall))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Adam:
