@@ -53,6 +53,22 @@ class ImportIVideoGPT:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportVPP:
+    """Turns a published VPP policy (CALVIN or bimanual) into folders of this library, number for number."""
+
+    source: tyro.conf.Positional[Path]
+    """The file: a checkpoint of torch, whose tensors alone are read (nothing in it is run), or safetensors."""
+    out: Path
+    """Folder to write: former, policy, the text towers the file holds, and import.json with what was left out."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.vpp_import import import_vpp
+
+        _say(import_vpp(self.source, self.out))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """Writes a world as the published code reads it: the hub's folders, safetensors under the published names."""
 
@@ -72,11 +88,12 @@ class Export:
 
 @dataclass(frozen=True)
 class ImportVerbs:
-    """Turns published weights into folders of this library: of VPDD or iVideoGPT."""
+    """Turns published weights into folders of this library: of VPDD, iVideoGPT or VPP."""
 
     command: Annotated[
         Annotated[ImportVPDD, tyro.conf.subcommand("vpdd")]
-        | Annotated[ImportIVideoGPT, tyro.conf.subcommand("ivideogpt")],
+        | Annotated[ImportIVideoGPT, tyro.conf.subcommand("ivideogpt")]
+        | Annotated[ImportVPP, tyro.conf.subcommand("vpp")],
         tyro.conf.arg(name=""),
     ]
 

@@ -1,4 +1,4 @@
-"""The text tower of an original CLIP checkpoint under the names that transformers gives it."""
+"""The text tower of an original CLIP checkpoint under the names that transformers gives it, and its settings."""
 
 import re
 from collections.abc import Mapping
@@ -21,16 +21,31 @@ _PARTS = {
 
 def clip_text_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns the settings of transformers' CLIPTextConfig that the weights' shapes tell, and CLIP's constants."""
-    vocabulary, width = state["token_embedding.weight"].shape
-    layers = {match[1] for name in state if (match := re.match(r"transformer\.resblocks\.(\d+)\.", name))}
+    return tower_config(clip_text_from_published(state))
+
+
+def tower_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Returns what ``clip_text_config`` does, for weights that have transformers' names.
+
+    Raises:
+        ValueError: a name is missing or unknown; the message lists all of them.
+    """
+    pattern = re.compile(rf"{re.escape(_MODEL)}encoder\.layers\.(\d+)\.")
+    layers = 1 + max((int(match[1]) for name in state if (match := pattern.match(name))), default=0)
+    parts = (*_PARTS.values(), *(f"self_attn.{target}_proj" for target in "qkv"))
+    inside = {f"{_MODEL}encoder.layers.{layer}.{part}.{kind}"
+              for layer in range(layers) for part in parts for kind in ("weight", "bias")}  # fmt: skip
+    wanted = {*_WHOLE.values(), "text_projection.weight", *inside}
+    _check(sorted(wanted - set(state)), sorted(set(state) - wanted))
+    vocabulary, width = state[_WHOLE["token_embedding.weight"]].shape
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        "num_hidden_layers": len(layers),
+        "intermediate_size": state[f"{_MODEL}encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": layers,
         "num_attention_heads": max(width // 64, 1),  # every original CLIP has heads of 64
-        "max_position_embeddings": len(state["positional_embedding"]),
-        "projection_dim": state["text_projection"].shape[1],
+        "max_position_embeddings": len(state[_WHOLE["positional_embedding"]]),
+        "projection_dim": len(state["text_projection.weight"]),
         "hidden_act": "quick_gelu",
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,
@@ -67,9 +82,13 @@ def clip_text_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parts = [f"{part}.{kind}" for part in _PARTS for kind in ("weight", "bias")]
     inside = [block + part for block in sorted(blocks) for part in ("attn.in_proj_weight", "attn.in_proj_bias", *parts)]
     missing = [name for name in (*_WHOLE, "text_projection", *inside) if name not in state]
+    _check(missing, sorted(unknown))
+    return ours
+
+
+def _check(missing: list[str], unknown: list[str]) -> None:
     if missing or unknown:
         raise ValueError(
             f"not the text tower of a CLIP: missing {', '.join(missing) or 'none'}, unknown "
-            f"{', '.join(sorted(unknown)) or 'none'}"
+            f"{', '.join(unknown) or 'none'}"
         )
-    return ours

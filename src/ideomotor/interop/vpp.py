@@ -1,4 +1,4 @@
-"""The published VPP policy under the names of ``layers.video_former`` and ``policies.edm_transformer``, and back.
+"""The published VPP policy under the names of ``layers.video_former`` and ``policies.edm_transformer``.
 
 Nothing is dropped in silence: a name that is not known here, or is missing, is an error that lists all of them.
 """
@@ -10,12 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ideomotor.interop.clip_text import clip_text_from_published
+
 State = Mapping[str, Tensor]
 Names = dict[str, tuple[str, ...]]
 """Each of our names, and the published ones that are joined under it."""
 
 FORMER, POLICY = "Video_Former.", "model.inner_model."
-GOAL_TEXT, VIDEO_TEXT = "language_goal.clip_rn50.", "TVP_encoder.text_encoder."
+_GOAL_TEXT, _ORIGINAL_TEXT = "text_encoder.", "language_goal.clip_rn50."
+_VIDEO_TEXT = "TVP_encoder.text_encoder."
+_UNUSED = (f"{_ORIGINAL_TEXT}visual.", f"{_ORIGINAL_TEXT}logit_scale")
+_CONSTANT = "embeddings.position_ids"  # older transformers kept 0..76 among the weights
 _HEADS = 8  # no weight tells it; typed in the published code
 
 _READ = {
@@ -67,13 +72,15 @@ _LAYERS = {  # ours and theirs, with weight and bias each
 class Parts(NamedTuple):
     """A published checkpoint's weights by their use; ``left_out`` are the names of what nothing uses.
 
-    ``goal_text`` is an original CLIP (of which the text tower is used), ``video_text`` one of transformers.
+    Both text towers are CLIP's, under transformers' names, and {} where the checkpoint has none: ``goal_text``
+    tells the policy the sentence, ``video_text`` the video model. ``calvin``: as the CALVIN policy stores the former.
     """
 
     former: dict[str, Tensor]
     policy: dict[str, Tensor]
     goal_text: dict[str, Tensor]
     video_text: dict[str, Tensor]
+    calvin: bool
     left_out: tuple[str, ...]
 
 
@@ -83,23 +90,26 @@ def split_checkpoint(state: State) -> Parts:
     Raises:
         ValueError: there is no Video Former or no policy, or a name belongs to no part.
     """
-    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (FORMER, POLICY, GOAL_TEXT, VIDEO_TEXT)}
+    prefixes = (FORMER, POLICY, _ORIGINAL_TEXT, _GOAL_TEXT, _VIDEO_TEXT)
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
     unknown, left_out = [], []
     for name, value in state.items():
-        prefix = next((prefix for prefix in parts if name.startswith(prefix)), None)
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
         if prefix is None:
             unknown.append(name)
-        elif prefix == GOAL_TEXT and name.removeprefix(prefix).startswith(("visual.", "logit_scale")):
+        elif name.startswith(_UNUSED) or name.endswith(_CONSTANT):
             left_out.append(name)
         else:
             parts[prefix][name.removeprefix(prefix)] = value
     missing = [prefix for prefix in (FORMER, POLICY) if not parts[prefix]]
     if unknown or missing:
         raise ValueError(
-            f"not a VPP policy: no names begin with {', '.join(missing) or '(none missing)'}; "
-            f"{len(unknown)} names belong to no part of it ({', '.join(sorted(unknown)) or 'none'})"
+            f"not a VPP policy: no names begin with {' or '.join(missing) or '(all begin as wanted)'}; "
+            f"{len(unknown)} names belong to no part of it ({', '.join(sorted(unknown)[:20]) or 'none'})"
         )
-    return Parts(parts[FORMER], parts[POLICY], parts[GOAL_TEXT], parts[VIDEO_TEXT], tuple(left_out))
+    original = parts[_ORIGINAL_TEXT]
+    goal_text = clip_text_from_published(original) if original else parts[_GOAL_TEXT]
+    return Parts(parts[FORMER], parts[POLICY], goal_text, parts[_VIDEO_TEXT], bool(original), tuple(left_out))
 
 
 def former_config(state: State, heads: int = _HEADS) -> dict[str, Any]:
@@ -143,7 +153,8 @@ def policy_config(state: State, tokens: int, heads: int = _HEADS) -> dict[str, A
 
     Args:
         state: the weights, without the prefix.
-        tokens: that the Video Former gives; with them the unused table of positions tells the chunk.
+        tokens: frames times queries of the Video Former (224 for a linear one); with them the unused table of
+            positions tells the chunk.
         heads: which no weight tells; the published code always takes 8.
 
     Raises:

@@ -9,7 +9,7 @@ import shutil
 import struct
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +24,24 @@ from ideomotor.training.checkpoint import writing
 from ideomotor.training.learner import check_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
-_PLACES = ("tokenizer", "predictor", "bins", "policy", "world", *CONFIG_FILES.values(), IMPORT_FILE)
+_PLACES = (
+    "tokenizer",
+    "predictor",
+    "bins",
+    "former",
+    "policy",
+    "goal_text",
+    "video_text",
+    "world",
+    *CONFIG_FILES.values(),
+    IMPORT_FILE,
+)
 """All that an import of any system may leave."""
+# Settings that a release pickled beside its weights; read as things that hold what they held, and do nothing.
+_SETTINGS = ("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.base.Metadata",
+             "omegaconf.base.ContainerMetadata", *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String",
+             "Integer", "Float", "Boolean", "Bytes", "Path")), "typing.Any", "collections.defaultdict",
+             *(f"builtins.{kind}" for kind in ("dict", "list", "str", "int", "float", "bool")))  # fmt: skip
 # What torch's restricted reader was seen to raise on bytes that were tampered with.
 _DAMAGED = (RuntimeError, EOFError, LookupError, AssertionError, AttributeError, TypeError, ValueError, ArithmeticError,
             struct.error, zipfile.BadZipFile)  # fmt: skip
@@ -70,7 +86,8 @@ def read_checkpoint(source: Path) -> Mapping[str, Any]:
         except SafetensorError as error:
             raise ValueError(f"{source} is not a safetensors file ({error}): it was damaged or misnamed") from error
     try:
-        with torch.serialization.safe_globals([Namespace]):  # plain values; the release keeps its arguments in one
+        inert = [(_Inert, name) for name in _SETTINGS]
+        with torch.serialization.safe_globals([Namespace, *inert]):  # plain values, as releases keep their arguments in
             content = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "its pickle is not plain")
@@ -87,6 +104,13 @@ def read_checkpoint(source: Path) -> Mapping[str, Any]:
             f"{source} holds a {type(content).__name__}; wanted a checkpoint's mapping of names to tensors"
         )
     return content
+
+
+class _Inert:
+    """Stands for an object of a library that is not needed here."""
+
+    def __init__(self, *_: object) -> None:
+        pass
 
 
 def tensors_of(content: Any, where: str) -> dict[str, Tensor]:
@@ -132,3 +156,13 @@ def _move(draft: Path, out: Path) -> None:
             (out / name).unlink(missing_ok=True)
             if (draft / name).exists():
                 (draft / name).rename(out / name)
+
+
+def summary(left_out: Sequence[str]) -> list[str]:
+    """Returns a line for each part that the names belong to, with the number of its tensors."""
+    counts: dict[str, int] = {}
+    for name in left_out:
+        words = name.split(".")
+        part = ".".join([word for word in words[:-1] if not word.isdigit()][:3]) or name
+        counts[part] = counts.get(part, 0) + 1
+    return [f"{part} ({count} tensors)" for part, count in counts.items()]

@@ -19,7 +19,15 @@ from ideomotor.layers.gpt import GPTConfig
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPolicyConfig
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
-from ideomotor.systems.importing import filled, importing, read_checkpoint, refuse_other_folder, sha256, tensors_of
+from ideomotor.systems.importing import (
+    filled,
+    importing,
+    read_checkpoint,
+    refuse_other_folder,
+    sha256,
+    summary,
+    tensors_of,
+)
 from ideomotor.systems.stages import IMPORT_FILE, PUBLISHED_FILE, learned_with
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
 from ideomotor.systems.vpdd_published_stages import PublishedModels, fitted_bins, text_encoder
@@ -70,7 +78,7 @@ def import_vpdd(
         lines.append(f"{out / name}: {type(module).__name__}, {count:,} parameters")
     if models.left_out:
         lines.append(f"left out, as nothing uses it (all names are in {out / IMPORT_FILE}):")
-        lines += [f"  {line}" for line in _summary(models.left_out)]
+        lines += [f"  {line}" for line in summary(models.left_out)]
     if models.policy is not None and models.bins is None:
         lines.append("A checkpoint holds no action bins: --demonstrations fits them to the data it was trained with.")
     return lines
@@ -195,12 +203,3 @@ def _strides(content: Mapping[str, Any]) -> tuple[int, int, int] | None:
         return None
     time, rows, columns = (int(stride) for stride in found)
     return time, rows, columns
-
-
-def _summary(left_out: tuple[str, ...]) -> list[str]:
-    counts: dict[str, int] = {}
-    for name in left_out:
-        words = name.split(".")
-        part = ".".join([word for word in words[:-1] if not word.isdigit()][:3]) or name
-        counts[part] = counts.get(part, 0) + 1
-    return [f"{part} ({count} tensors)" for part, count in counts.items()]
