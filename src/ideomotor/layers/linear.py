@@ -19,7 +19,12 @@ class Linear(nn.Linear):
 
     def rows(self, x: Float[Tensor, "*b d"], first: int, last: int) -> Float[Tensor, "*b out"]:
         """Returns outputs ``first`` to ``last`` (without it), at the cost of these alone."""
-        return _mapped(x, self.weight[first:last], None if self.bias is None else self.bias[first:last])
+        return rows(self, x, first, last)
+
+
+def rows(linear: nn.Linear, x: Float[Tensor, "*b d"], first: int, last: int) -> Float[Tensor, "*b out"]:
+    """Returns outputs ``first`` to ``last`` (without it) of any linear map, at the cost of these alone."""
+    return _mapped(x, linear.weight[first:last], None if linear.bias is None else linear.bias[first:last])
 
 
 def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

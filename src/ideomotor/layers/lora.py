@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ideomotor.layers.linear import Linear
+from ideomotor.layers.linear import rows
 
 
 class LoRALinear(nn.Module):
@@ -13,7 +13,7 @@ class LoRALinear(nn.Module):
     Source: LoRA (2106.09685). Maps that are joined here (query, key and value; gate and up) share one ``down``.
     """
 
-    def __init__(self, base: Linear, rank: int, alpha: float) -> None:
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__()
         self.base, self.scale = base.requires_grad_(False), alpha / rank
         self.down = nn.Parameter(base.weight.new_empty(rank, base.in_features))
@@ -26,17 +26,17 @@ class LoRALinear(nn.Module):
 
     def rows(self, x: Float[Tensor, "*b d"], first: int, last: int) -> Float[Tensor, "*b out"]:
         """Returns outputs ``first`` to ``last`` (without it), at the cost of these alone."""
-        return self.base.rows(x, first, last) + self.scale * (x @ self.down.t()) @ self.up[first:last].t()
+        return rows(self.base, x, first, last) + self.scale * (x @ self.down.t()) @ self.up[first:last].t()
 
     @torch.no_grad()
-    def merged(self) -> Linear:
+    def merged(self) -> nn.Linear:
         """Returns the plain map that does the same; it is the base, changed."""
         self.base.weight += self.scale * self.up @ self.down
         return self.base
 
 
 def add_lora(module: nn.Module, rank: int = 8, alpha: float = 32.0) -> None:
-    """Freezes the module's weights and gives every ``Linear`` in it a pair of its own, in place.
+    """Freezes the module's weights and gives every linear map in it a pair of its own, in place.
 
     The defaults are those of the published iVideoGPT. Add it to the part that shall hold still (``predictor.trunk``):
     what lies outside trains on as it did.
@@ -48,7 +48,7 @@ def add_lora(module: nn.Module, rank: int = 8, alpha: float = 32.0) -> None:
         raise ValueError(f"rank is {rank}; wanted 1 or more")
     module.requires_grad_(False)
     found = [(part, name, child) for part in module.modules() for name, child in part.named_children()
-             if isinstance(child, Linear)]  # fmt: skip
+             if isinstance(child, nn.Linear)]  # fmt: skip
     for part, name, child in found:
         part.register_module(name, LoRALinear(child, rank, alpha))
     if not found:
