@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from latents_made_up import Opened, encode
+from safetensors import SafetensorError
 
 from ideomotor.data.cache import cached
 from ideomotor.data.latents import LatentCache, LatentSpec, with_cached_latents
@@ -196,7 +197,17 @@ def test_what_cannot_be_made_says_why(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match="one of float16, bfloat16"):
         replace(SPEC, dtype="float32")
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(OSError, match=r"the latents of 'synthetic-0' \(24 frames\) needs"):
-        build(dataset, tmp_path, shard_frames=6)
+    for _ in range(2):  # after the first shard, and before the second
+        with pytest.raises(OSError, match=r"the rest of the latents of 'synthetic-0' \(18 frames\) needs"):
+            build(dataset, tmp_path, shard_frames=6)
     monkeypatch.undo()
-    assert len(build(dataset, tmp_path, shard_frames=6).latents) == 4
+
+    def full(tensors, path):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match=r"os error 28.*What was encoded is kept"):
+        patched.setattr("ideomotor.data.latent_encoding.save_file", full)
+        build(dataset, tmp_path, shard_frames=6)
+    seen: list[int] = []
+    cache = build(dataset, tmp_path, shard_frames=6, progress=lambda done, total: seen.append(done))
+    assert len(cache.latents) == 4 and seen[0] == 6

@@ -11,24 +11,19 @@ from ideomotor.data.formats import open_dataset
 from ideomotor.data.formats.latent_files import SCALE
 from ideomotor.data.loader import ClipLoader
 from ideomotor.data.mixture import Source
-from ideomotor.data.sampling import StridedWindow
+from ideomotor.data.sampling import StridedWindow, published_mix
 from ideomotor.data.signals import read_actions, read_proprio
 from ideomotor.data.video import write_video
-from ideomotor.data.whole_clips import WholeClip
 
 pytestmark = pytest.mark.golden
 
-WHOLE = WholeClip(frames=16, longest=100)
-STRIDED = StridedWindow(frames=16, stride=2, start_step=2).window(1.0)
+STRIDED = StridedWindow(frames=16, stride=2, start_step=2)
 POLICIES = {  # what the release decides by the name of a path, said outright
-    "bridge": WHOLE,
-    "rt1": WHOLE,
-    "sthv2": WHOLE,
-    "calvin": STRIDED,
+    **{name: sampling.window for name, sampling in published_mix().items()},
     "xhand": STRIDED,
     "xhand_1125_pour": STRIDED,
     "xbot": STRIDED,
-    "cloth": StridedWindow(frames=16, stride=5, start_step=5).window(1.0),
+    "cloth": StridedWindow(frames=16, stride=5, start_step=5),
 }
 
 
@@ -37,6 +32,7 @@ def recorded(shared, name):
 
 
 def windows(policy, length):
+    policy = policy.window(1.0) if isinstance(policy, StridedWindow) else policy
     anchors = range(0, policy.anchors(length) * policy.every, policy.every)
     return [policy.frame_indices(anchor, length).tolist() for anchor in anchors]
 
@@ -57,7 +53,7 @@ def test_policy_windows(shared):
     for item in recorded(shared, "dataset_windows")["policy"]:
         window = StridedWindow(
             frames=item["sequence_length"], stride=item["sequence_interval"], start_step=item["start_interval"]
-        ).window(1.0)
+        )
         ours = windows(window, item["video_length"])
         assert len(ours) == item["n_samples"] and ours == item["frame_ids"], item
 
@@ -109,7 +105,7 @@ def test_real_annotations(shared, name):
 def test_real_latents_become_clips_without_a_vae(shared):
     dataset = open_dataset(shared / "data" / "real" / "bridge")
     kept = tuple(episode for episode in dataset.episodes if episode.latents)
-    source = Source(replace(dataset, episodes=kept), window=WHOLE)
+    source = Source(replace(dataset, episodes=kept), window=POLICIES["bridge"])
     clip = ClipLoader([source], 1, seed=0, actions=False, with_frames=False, latents="mean").batch(0)
     assert clip.latents["main"].shape == (1, 16, 4, 32, 32)
     assert 0.7 < clip.latents["main"].mul(SCALE).std() < 0.85  # 0.74 to 0.79 over the release's samples

@@ -7,7 +7,9 @@ number of processes is only who writes which shard.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -21,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -113,19 +116,28 @@ def fill(
             progress(total - left + frames, total)
 
     told(0)
+    _require_room(draft.folder, dataset, records, plan)
     if workers == 1 or len(tasks) < 2:
         run = _here(spec, draft.folder, open_encoder, tasks, told)
     else:
         run = _apart(spec, draft.folder, open_encoder, tasks, told, workers)
     with contextlib.closing(run):
         for record in run:
-            if not records and record["bytes"]:
-                frames = sum(dataset.episodes[number].length for number in plan[record["shard"]])
-                what = f"the latents of {dataset.name!r} ({left} frames)"
-                require_space(draft.folder, (left - frames) * record["bytes"] // frames, what)
             draft.record(record)
             records[record["shard"]] = record
+            if len(records) == 1:
+                _require_room(draft.folder, dataset, records, plan)
     draft.finish(_index(dataset, spec, [records[shard] for shard in range(len(plan))], plan))
+
+
+def _require_room(folder: Path, dataset: Dataset, records: dict[int, dict[str, Any]], plan: Sequence[range]) -> None:
+    """Refuses to go on where the shards that are missing will not fit, as far as those that are there can tell."""
+    frames = [sum(dataset.episodes[number].length for number in numbers) for numbers in plan]
+    filled = [shard for shard, record in records.items() if record["bytes"]]
+    left = sum(count for shard, count in enumerate(frames) if shard not in records)
+    if filled:
+        a_frame = sum(records[shard]["bytes"] for shard in filled) / sum(frames[shard] for shard in filled)
+        require_space(folder, math.ceil(left * a_frame), f"the rest of the latents of {dataset.name!r} ({left} frames)")
 
 
 def _plan(lengths: Sequence[int], shard_frames: int) -> list[range]:
@@ -265,11 +277,20 @@ def _shard(spec: LatentSpec, folder: Path, encode: Encode, task: _Task, step: To
         return {**about, "bytes": 0, "sha256": "", "shape": None}
     path = folder / str(about["file"])
     with replacing(path) as draft:
-        save_file(tensors, draft)
+        _save(tensors, draft)
         draft.chmod(folder.stat().st_mode & 0o666)  # it would be the owner's alone
         content = hashlib.sha256(draft.read_bytes()).hexdigest()
     shape = list(next(iter(tensors.values())).shape[1:])
     return {**about, "bytes": path.stat().st_size, "sha256": content, "shape": shape}
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # so it says that the disk is full
+        raise OSError(
+            errno.EIO, f"cannot write {path}: {error}. What was encoded is kept: free some space and run the same again"
+        ) from error
 
 
 @torch.inference_mode()
