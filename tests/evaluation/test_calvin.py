@@ -196,7 +196,7 @@ def test_a_process_that_was_killed_leaves_what_another_finishes(tmp_path):
             first.stdin.flush()
         first.kill()
     assert 9 <= len(read_sequences(log)) < len(SEQUENCES)
-    second = subprocess.run([*command, "0"], env=environment, capture_output=True, text=True, timeout=120)
+    second = subprocess.run([*command, "0"], env=environment, capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stderr
     rows = sorted(read_sequences(log), key=lambda one: one.sequence)
     assert facts(rows) == expected()

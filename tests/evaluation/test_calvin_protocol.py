@@ -99,3 +99,11 @@ def test_drawing_is_seeded_and_leaves_numpys_own_generator_alone():
     assert draw_sequences(0) == ()
     start_scene(START)
     np.testing.assert_array_equal(before, np.random.get_state()[1])
+
+
+def test_fewer_sequences_are_the_first_of_their_states():
+    stored = {(sequence.state, sequence.tasks) for sequence in evaluation_sequences()}
+    drawn = draw_sequences(2)
+    assert sorted(sequence.state for sequence in drawn) == [0, 1]
+    assert [sequence.number for sequence in drawn] == [0, 1]
+    assert {(sequence.state, sequence.tasks) for sequence in drawn} <= stored

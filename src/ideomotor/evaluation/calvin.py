@@ -221,7 +221,9 @@ def _act(
         raise ValueError(f"the tables show no camera {absent}; they show {sorted(seen[slots[0]])}: change `cameras`")
     pictures = {name: np.stack([seen[slot][theirs] for slot in slots]) for name, theirs in cameras.items()}  # b h w c
     context = Clip(
-        frames={name: torch.from_numpy(video).permute(0, 3, 1, 2)[:, None] for name, video in pictures.items()},
+        frames={
+            name: torch.from_numpy(video).permute(0, 3, 1, 2)[:, None].contiguous() for name, video in pictures.items()
+        },
         text=tuple(INSTRUCTIONS[running[slot].task] for slot in slots),
         proprio=torch.from_numpy(np.stack([seen[slot]["robot_obs"] for slot in slots])).float(),
     )
