@@ -10,6 +10,7 @@ import pytest
 import torch
 from latents_made_up import Opened, encode
 from safetensors import SafetensorError
+from torch.nn import functional
 
 from ideomotor.data.cache import cached
 from ideomotor.data.latents import LatentCache, LatentSpec, with_cached_latents
@@ -68,6 +69,28 @@ def test_datasets_carry_their_latents_through_a_split_to_the_loader(tmp_path: Pa
     assert clip.latents["main"].shape == (4, 4, 3, 2, 2)
     wanted = {float(encode(e.frames["video"].read([0], size=(8, 8)))[0].half().sum()) for e in train.episodes}
     assert {float(row[0].half().sum()) for row in clip.latents["main"]} == wanted
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Wide frames that are the brighter the further to the right."""
+
+    shape: tuple[int, int, int, int] = (1, 3, 8, 16)
+
+    def read(self, indices, size=None):
+        row = torch.arange(16, dtype=torch.float32).mul(10).expand(len(indices), 3, 8, 16)
+        return functional.interpolate(row, size or self.shape[2:], mode="area").to(torch.uint8)
+
+
+def test_frames_are_cut_or_squeezed(tmp_path: Path):
+    dataset = synthetic_dataset(1, 1, 8)
+    wide = replace(dataset, episodes=(replace(dataset.episodes[0], frames={"video": Ramp()}),))
+    means = {}
+    for fit in ("crop", "squeeze"):
+        build(wide, tmp_path, spec=replace(SPEC, fit=fit))
+        ready = with_cached_latents(wide, tmp_path, ["video"], (8, 8), SPEC.vae, fit)
+        means[fit] = (ready.episodes[0].latents["video"].read([0]).mean[0, 0, 0] * 8).tolist()
+    assert means == {"crop": [55, 95], "squeeze": [35, 115]}  # columns 4 to 11, and all of them
 
 
 def test_latents_of_another_vae_are_refused_and_both_may_lie_there(tmp_path: Path):

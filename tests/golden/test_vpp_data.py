@@ -14,6 +14,7 @@ from ideomotor.data.mixture import Source
 from ideomotor.data.sampling import StridedWindow, published_mix
 from ideomotor.data.signals import read_actions, read_proprio
 from ideomotor.data.video import write_video
+from ideomotor.data.windows import read_frames
 
 pytestmark = pytest.mark.golden
 
@@ -110,3 +111,19 @@ def test_real_latents_become_clips_without_a_vae(shared):
     assert clip.latents["main"].shape == (1, 16, 4, 32, 32)
     assert 0.7 < clip.latents["main"].mul(SCALE).std() < 0.85  # 0.74 to 0.79 over the release's samples
     assert clip.text == ("put pot or pan from sink into drying rack",)
+
+
+def test_published_latents_are_of_squeezed_frames(shared):
+    """Colours follow from latents by a linear map at each place, if the frames were fitted in the same way."""
+    (episode,) = (e for e in open_dataset(shared / "data" / "real" / "bridge").episodes if e.latents)
+    frames = [0, 12, 23]
+    latents = episode.latents["camera0"].read(frames).mean.permute(0, 2, 3, 1).reshape(-1, 4)
+    known = torch.cat([latents, torch.ones(len(latents), 1)], 1)
+
+    def explained(pictures):
+        colours = pictures.float().permute(0, 2, 3, 1).reshape(-1, 3)
+        rest = colours - known @ torch.linalg.lstsq(known, colours).solution
+        return 1 - float((rest.var(0) / colours.var(0)).mean())
+
+    assert explained(episode.frames["camera0"].read(frames, (32, 32))) > 0.8
+    assert explained(read_frames(episode, "camera0", frames, (32, 32))) < 0.5

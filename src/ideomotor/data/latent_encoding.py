@@ -38,6 +38,7 @@ Encode = Callable[[UInt8[Tensor, "t c h w"]], tuple[Float[Tensor, "t z h w"], Fl
 """Frames to mean and deviation of their latents, not scaled."""
 OpenEncoder = Callable[[], Encode]
 """Loads the VAE; called once in every process that encodes."""
+Fit = Literal["crop", "squeeze"]
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _DAMAGE = (ValueError, IndexError)  # of a file; a mishap of the machine (OSError) stops the build instead
 
@@ -48,7 +49,9 @@ class LatentSpec:
 
     Attributes:
         camera: the dataset's name of it.
-        size: height and width that frames are scaled to cover and cut to.
+        size: height and width of the frames that are encoded.
+        fit: "crop" scales frames to cover that size and cuts them to its centre; "squeeze" scales height and width
+            apart, as VPP's published latents were made.
         vae: a fingerprint that changes with the VAE's weights.
         scale: what its latents are multiplied by to have about unit variance; noted, not applied.
         dtype: of what is stored. float16 keeps 11 bits and reaches to 65,504; bfloat16 keeps 8 bits of any float32.
@@ -59,12 +62,15 @@ class LatentSpec:
     size: tuple[int, int]
     vae: str
     scale: float
+    fit: Fit = "crop"
     dtype: Literal["float16", "bfloat16"] = "float16"
     batch: int = 16
 
     def __post_init__(self) -> None:
         if not self.vae:
             raise ValueError("the VAE has no fingerprint, so a cache could not tell when it changes: pass one")
+        if self.fit not in ("crop", "squeeze"):
+            raise ValueError(f"fit is {self.fit!r}; wanted 'crop' or 'squeeze'")
         if self.dtype not in _DTYPES or min(*self.size, self.batch) < 1 or not self.scale > 0:
             raise ValueError(
                 f"size={self.size}, scale={self.scale}, dtype={self.dtype!r}, batch={self.batch}: wanted sizes and "
@@ -261,7 +267,7 @@ def _shard(spec: LatentSpec, folder: Path, encode: Encode, task: _Task, step: To
         for start in range(0, episode.length, spec.batch):
             block = range(start, min(start + spec.batch, episode.length))
             try:
-                frames = read_frames(episode, spec.camera, block, spec.size)
+                frames = _frames(episode, block, spec)
             except _DAMAGE as error:
                 lost[str(number)] = f"{type(error).__name__}: {error}"
                 step(episode.length - start)
@@ -282,6 +288,12 @@ def _shard(spec: LatentSpec, folder: Path, encode: Encode, task: _Task, step: To
         content = hashlib.sha256(draft.read_bytes()).hexdigest()
     shape = list(next(iter(tensors.values())).shape[1:])
     return {**about, "bytes": path.stat().st_size, "sha256": content, "shape": shape}
+
+
+def _frames(episode: Episode, block: range, spec: LatentSpec) -> UInt8[Tensor, "t c h w"]:
+    if spec.fit == "squeeze":
+        return episode.frames[spec.camera].read(block, spec.size)
+    return read_frames(episode, spec.camera, block, spec.size)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
@@ -340,6 +352,7 @@ def _index(
         "path": str(dataset.path),
         "camera": spec.camera,
         "size": list(spec.size),
+        "fit": spec.fit,
         "vae": spec.vae,
         "scale": spec.scale,
         "dtype": spec.dtype,

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ideomotor.data.cache import Progress
 from ideomotor.data.draft import description, digest, locked, read_index
-from ideomotor.data.latent_encoding import VERSION, LatentSpec, OpenEncoder, fill
+from ideomotor.data.latent_encoding import VERSION, Fit, LatentSpec, OpenEncoder, fill
 from ideomotor.types import Dataset, Latents, Moments, Quarantined
 
 _AGAIN = "delete the cache's folder and prepare it again"
@@ -177,7 +177,7 @@ class LatentCache:
                 )
         if workers < 1 or shard_frames < 1:
             raise ValueError(f"workers={workers}, shard_frames={shard_frames}: both must be at least 1")
-        final = Path(root) / f"{_stem(dataset, spec.camera, spec.size)}-{spec.key}"
+        final = Path(root) / f"{_stem(dataset, spec.camera, spec.size, spec.fit)}-{spec.key}"
         if not final.exists():
             with locked(final):
                 if not final.exists():
@@ -194,7 +194,7 @@ class LatentCache:
 
 
 def with_cached_latents(
-    dataset: Dataset, root: Path, cameras: Sequence[str], size: tuple[int, int], vae: str
+    dataset: Dataset, root: Path, cameras: Sequence[str], size: tuple[int, int], vae: str, fit: Fit = "crop"
 ) -> Dataset:
     """Returns the dataset with the latents that were prepared of these cameras; nothing is encoded.
 
@@ -204,7 +204,7 @@ def with_cached_latents(
         FileNotFoundError: they were not prepared.
         ValueError: they were prepared with another VAE than that of fingerprint ``vae``, or are damaged.
     """
-    caches = {camera: _finished(dataset, root, camera, size, vae) for camera in cameras}
+    caches = {camera: _finished(dataset, root, camera, size, vae, fit) for camera in cameras}
     kept = tuple(
         replace(episode, latents={**episode.latents, **{name: one.latents[episode.id] for name, one in caches.items()}})
         for episode in dataset.episodes
@@ -220,10 +220,10 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _finished(dataset: Dataset, root: Path, camera: str, size: tuple[int, int], vae: str) -> LatentCache:
-    stem = _stem(dataset, camera, size)
+def _finished(dataset: Dataset, root: Path, camera: str, size: tuple[int, int], vae: str, fit: Fit) -> LatentCache:
+    stem = _stem(dataset, camera, size, fit)
     found = [LatentCache(path.parent) for path in sorted(Path(root).glob(f"{stem}-*/index.json"))]
-    what = f"latents of {dataset.name!r}, camera {camera!r}, {size[0]}x{size[1]} pixels,"
+    what = f"latents of {dataset.name!r}, camera {camera!r}, {size[0]}x{size[1]} pixels ({fit}),"
     if not found:
         raise FileNotFoundError(f"{what} are not in {root}: prepare them first (ideomotor vpp prepare)")
     for cache in found:
@@ -236,5 +236,5 @@ def _finished(dataset: Dataset, root: Path, camera: str, size: tuple[int, int], 
     )
 
 
-def _stem(dataset: Dataset, camera: str, size: tuple[int, int]) -> str:
-    return f"latents-{digest(['latents', camera, list(size), description(dataset)])}"
+def _stem(dataset: Dataset, camera: str, size: tuple[int, int], fit: Fit) -> str:
+    return f"latents-{digest(['latents', camera, list(size), fit, description(dataset)])}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from ideomotor.data.cache import Progress
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.formats.latent_files import stated_vae
-from ideomotor.data.latent_encoding import Encode, LatentSpec
+from ideomotor.data.latent_encoding import Encode, Fit, LatentSpec
 from ideomotor.data.latent_windows import vae_of
 from ideomotor.data.latents import LatentCache, with_cached_latents
 from ideomotor.systems.progress import Tell, bar
@@ -38,7 +38,9 @@ class PrepareOptions:
     cameras: tuple[str, ...] = ()
     """Cameras of each data set, joined by commas; all of its first episode's by default."""
     size: int = 256
-    """Height and width that frames are scaled to cover and cut to; a multiple of what the VAE shrinks by (8)."""
+    """Height and width of the frames that are encoded; a multiple of what the VAE shrinks by (8)."""
+    fit: Fit = "crop"
+    """How frames become square: cut to the centre, or squeezed, as those of VPP's published latents were."""
     dtype: Literal["float16", "bfloat16"] = "float16"
     """How latents are stored: float16 keeps 11 bits, bfloat16 keeps 8 and any range."""
     workers: int = 1
@@ -124,14 +126,16 @@ def prepare(options: PrepareOptions) -> list[Prepared]:
     return done
 
 
-def prepared_dataset(path: Path, cameras: Sequence[str], cache: Path, size: int, vae: str) -> Dataset:
+def prepared_dataset(
+    path: Path, cameras: Sequence[str], cache: Path, size: int, vae: str, fit: Fit = "crop"
+) -> Dataset:
     """Returns a data set with the latents that `prepare` made with the VAE of that fingerprint.
 
     Raises:
         FileNotFoundError: it was not prepared.
         ValueError: it was prepared with another VAE, or the latents are damaged.
     """
-    return with_cached_latents(open_dataset(path), cache, cameras, (size, size), vae)
+    return with_cached_latents(open_dataset(path), cache, cameras, (size, size), vae, fit)
 
 
 def published_dataset(path: Path, cameras: Sequence[str], vae: str) -> Dataset:
@@ -184,6 +188,7 @@ def _encoded(dataset: Dataset, camera: str, vae: SVDVAE, options: PrepareOptions
         size=(options.size, options.size),
         vae=vae_fingerprint(vae),
         scale=vae.scale,
+        fit=options.fit,
         dtype=options.dtype,
         batch=options.batch,
     )
