@@ -16,7 +16,7 @@ from typing import Any
 # Before torch loads its OpenMP runtime: idle threads of two processes would spin each other to a halt.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-_PACKAGES = ("ideomotor", "torch", "numpy", "mujoco", "metaworld", "av")
+_PACKAGES = ("ideomotor", "torch", "numpy", "mujoco", "metaworld", "av", "pybullet")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
