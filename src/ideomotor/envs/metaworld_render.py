@@ -223,11 +223,11 @@ def no_gl(error: BaseException) -> str:
     glfw = sys.modules.get("mujoco.glfw")
     if glfw is not None and not os.environ.get("DISPLAY"):
         return (
-            "mujoco was imported before ideomotor's Meta-World and chose an OpenGL that needs a screen: "
+            "mujoco was imported before ideomotor's worlds and chose an OpenGL that needs a screen: "
             f"set MUJOCO_GL=egl before anything imports mujoco ({type(error).__name__}: {error})"
         )
     return (
-        f"no OpenGL context could be made for Meta-World's pictures (MUJOCO_GL={os.environ.get('MUJOCO_GL')}): "
+        f"no OpenGL context could be made for the simulator's pictures (MUJOCO_GL={os.environ.get('MUJOCO_GL')}): "
         f"{type(error).__name__}: {error}. On Debian or Ubuntu run "
         "apt-get install -y --no-install-recommends libegl1 libegl-mesa0 libgl1-mesa-dri"
     )
