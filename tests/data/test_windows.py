@@ -31,7 +31,7 @@ def test_frames_match_the_definition(stride: int, context: int, horizon: int):
 
 
 def test_actions_past_the_end_are_masked_repeats():
-    config = WindowConfig(chunk=4, stride=3)
+    config = WindowConfig(chunk=2, stride=3, outlook=2)
     indices, mask = config.action_indices(5, 7)
     assert indices.tolist() == [5, 6, 6, 6] and mask.tolist() == [True, True, False, False]
     indices, mask = config.action_indices(0, 7)

@@ -9,6 +9,7 @@ import torch
 from ideomotor.layers.conv import PixelStemConfig
 from ideomotor.layers.transformer import TransformerConfig
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
+from ideomotor.types import Losses
 
 CONFIG = DiscreteDiffusionPolicyConfig(
     action_width=2, chunk=3, bins=8, features=(4, 6), text_width=5, state_width=2, pixels=16, squeeze=4, read_tokens=2,
@@ -61,6 +62,25 @@ def test_actions_past_the_end_are_neither_learned_nor_seen(policy: DiscreteDiffu
 
     assert torch.equal(loss(actions, mask), loss(other, mask))
     assert not torch.equal(loss(actions, mask), loss(other, torch.ones_like(mask)))
+
+
+def test_an_outlook_learns_from_what_lies_behind_the_chunk_and_leaves_the_rest_alone() -> None:
+    torch.manual_seed(0)
+    far = DiscreteDiffusionPolicy(replace(CONFIG, outlook=2.0))
+    seen, actions = batch(), torch.randn(8, 7, 2, generator=torch.Generator().manual_seed(3))
+    mask = torch.tensor([True] * 6 + [False]).expand(8, 7)
+
+    def losses(given: torch.Tensor) -> Losses:
+        return far.loss(**seen, actions=given, mask=mask, generator=torch.Generator().manual_seed(0))
+
+    one, other, past = actions.clone(), actions.clone(), actions.clone()
+    other[:, 5], past[:, 6] = 9.0, 9.0  # behind the chunk of three; past the episode's end
+    assert torch.equal(losses(one).terms["cross_entropy"], losses(other).terms["cross_entropy"])
+    assert losses(one).terms["outlook"] < losses(other).terms["outlook"]
+    assert torch.equal(losses(one).total, losses(past).total)
+    losses(one).total.backward()
+    assert far.stem.body[0].linear.weight.grad is not None and far.way[-1].weight.grad.abs().sum() > 0
+    assert not hasattr(DiscreteDiffusionPolicy(CONFIG), "way")
 
 
 def test_a_batch_of_nothing_but_padding_is_no_catastrophe(policy: DiscreteDiffusionPolicy) -> None:

@@ -32,6 +32,7 @@ class WindowConfig:
         stride: frames of the recording from one frame of the window to the next.
         chunk: actions from the anchor on, one a frame of the recording whatever the stride.
         every: distance between neighbouring anchors.
+        outlook: actions behind the chunk that a sample holds too, for a loss that looks further than the policy acts.
     """
 
     context: int = 4
@@ -39,10 +40,11 @@ class WindowConfig:
     stride: int = 4
     chunk: int = 8
     every: int = 1
+    outlook: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "horizon" else 1
+            value, least = getattr(self, field.name), 0 if field.name in ("horizon", "outlook") else 1
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"window has {field.name}={value!r}; it must be a whole number of at least {least}")
 
@@ -63,17 +65,17 @@ class WindowConfig:
         return np.clip(anchor + self.stride * np.arange(1 - self.context, self.horizon + 1), 0, length - 1)
 
     def action_indices(self, anchor: int, length: int) -> tuple[Int[np.ndarray, " chunk"], Bool[np.ndarray, " chunk"]]:
-        """Returns the frames whose actions make the chunk at ``anchor``, and where they were really recorded.
+        """Returns the frames whose actions make chunk and outlook at ``anchor``, and where they were really recorded.
 
         Past the end of an episode of ``length`` frames the last action is repeated, and the mask is False.
         """
-        wanted = anchor + np.arange(self.chunk)
+        wanted = anchor + np.arange(self.chunk + self.outlook)
         return np.minimum(wanted, length - 1), wanted < length
 
     def actions(
         self, recorded: Float[np.ndarray, "t action"], anchor: int, draw: int = 0
     ) -> tuple[Float[np.ndarray, "chunk action"], Bool[np.ndarray, " chunk"]]:
-        """Returns the chunk at ``anchor``, and where it was really recorded: see ``action_indices``."""
+        """Returns chunk and outlook at ``anchor``, and where they were really recorded: see ``action_indices``."""
         rows, mask = self.action_indices(anchor, len(recorded))
         return recorded[rows], mask
 

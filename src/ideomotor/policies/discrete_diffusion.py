@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ class DiscreteDiffusionPolicyConfig:
         noisings: how many maskings of a chunk are trained on each computed prefix.
         foresight_dropout: share of training samples whose foresight is withheld, so that the policy can also act
             without any (and is then as cheap as one that looks at pixels only).
+        outlook: weight of a second loss: pixels and text alone must foretell the sum of all the actions of a sample,
+            which are more than a chunk. Once a hand is on its way its place tells the next actions, and a policy need
+            not look for what it goes to; where it will have gone, only that tells. 0 for none.
     """
 
     action_width: int = 4
@@ -54,6 +58,7 @@ class DiscreteDiffusionPolicyConfig:
     read_tokens: int = 4
     noisings: int = 2
     foresight_dropout: float = 0.0
+    outlook: float = 0.0
     stem: PixelStemConfig = field(default_factory=PixelStemConfig)
     trunk: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(width=192, layers=3, heads=4, dropout=0.1)
@@ -69,12 +74,12 @@ class DiscreteDiffusionPolicyConfig:
             self.read_tokens,
             self.noisings,
         )
-        if min(counts) < 1 or self.state_width < 0 or not 0 <= self.foresight_dropout < 1:
+        if min(counts) < 1 or min(self.state_width, self.outlook) < 0 or not 0 <= self.foresight_dropout < 1:
             raise ValueError(
                 f"views {self.views}, action_width {self.action_width}, chunk {self.chunk}, squeeze {self.squeeze}, "
                 f"read_tokens {self.read_tokens} and noisings {self.noisings} must be at least 1, bins {self.bins} at "
-                f"least 2, state_width {self.state_width} at least 0, foresight_dropout {self.foresight_dropout} in "
-                "[0, 1)"
+                f"least 2, state_width {self.state_width} and outlook {self.outlook} at least 0, foresight_dropout "
+                f"{self.foresight_dropout} in [0, 1)"
             )
 
 
@@ -99,6 +104,12 @@ class DiscreteDiffusionPolicy(nn.Module):
         if config.state_width:
             self.state_scale = Standardized(config.state_width)
             self.state = nn.Sequential(nn.Linear(config.state_width, width), nn.SiLU(), nn.Linear(width, width))
+        if config.outlook:
+            looks = (1 + config.read_tokens) * width
+            self.action_scale = Standardized(config.action_width)
+            self.way = nn.Sequential(
+                nn.LayerNorm(looks), nn.Linear(looks, 256), nn.SiLU(), nn.Linear(256, config.action_width)
+            )
         self.actions = TokenGroups(config.action_width, config.bins, width)
         self.action_time = nn.Parameter(0.02 * torch.randn(config.chunk, width))
         self.trunk = Transformer(config.trunk)
@@ -111,6 +122,19 @@ class DiscreteDiffusionPolicy(nn.Module):
         state: Float[Tensor, "b s"] | None = None,
     ) -> Cache:
         """Returns the prefix's cache, with which any number of denoising steps can be taken."""
+        return self._prefix(self._look(frames, features, text, state))
+
+    def _prefix(self, parts: list[Float[Tensor, "b _ d"]]) -> Cache:
+        return self.trunk(torch.cat([part.to(parts[1].dtype) for part in parts], 1))[1]
+
+    def _look(
+        self,
+        frames: UInt8[Tensor, "b t c h w"],
+        features: Float[Tensor, "b m d"] | None,
+        text: Float[Tensor, "b e"],
+        state: Float[Tensor, "b s"] | None,
+    ) -> list[Float[Tensor, "b _ d"]]:
+        """Returns the tokens of the text, those of the pixels, and of whatever else is seen."""
         config = self.config
         if frames.shape[-2:] != (config.views * config.pixels, config.pixels):
             raise ValueError(
@@ -129,8 +153,7 @@ class DiscreteDiffusionPolicy(nn.Module):
                     f"{None if state is None else state.shape[1]}"
                 )
             parts.append(self.state(self.state_scale(state))[:, None])
-        _, cache = self.trunk(torch.cat([part.to(parts[1].dtype) for part in parts], 1))
-        return cache
+        return parts
 
     def _foresight(self, features: Float[Tensor, "b m d"] | None, batch: int) -> Float[Tensor, "b tokens d"]:
         """Reads the foresight into a few tokens; where it is withheld, learned ones stand for it."""
@@ -154,17 +177,21 @@ class DiscreteDiffusionPolicy(nn.Module):
         frames: UInt8[Tensor, "b t c h w"],
         features: Float[Tensor, "b m d"] | None,
         text: Float[Tensor, "b e"],
-        actions: Float[Tensor, "b chunk action"],
-        mask: Bool[Tensor, "b chunk"] | None = None,
+        actions: Float[Tensor, "b ahead action"],
+        mask: Bool[Tensor, "b ahead"] | None = None,
         state: Float[Tensor, "b s"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Losses:
         """Returns the cross-entropy of masked action tokens; actions beyond an episode's end (``mask`` False) do not
-        count.
+        count. With an outlook, more actions than a chunk come, and its loss is added.
         """
         config = self.config
-        tokens = self._tokens(actions)  # b n
-        cache = repeat_cache(self.observe(frames, features, text, state), config.noisings)
+        longer = config.outlook > 0 and actions.shape[1] > config.chunk
+        tokens = self._tokens(actions[:, : config.chunk] if longer else actions)  # b n
+        parts = self._look(frames, features, text, state)
+        way = self._way_loss(parts, actions, mask) if longer else None
+        mask = mask[:, : config.chunk] if mask is not None else None
+        cache = repeat_cache(self._prefix(parts), config.noisings)
         x0 = repeat(tokens, "b n -> (b k) n", k=config.noisings)
         ratio = cosine_ratio(torch.rand(len(x0), generator=generator)).to(x0.device)
         xt, masked = mask_tokens(x0, self.actions.mask_id, ratio, generator)
@@ -175,7 +202,23 @@ class DiscreteDiffusionPolicy(nn.Module):
         logits = self.logits(xt, cache)
         total = masked_cross_entropy(logits, x0, masked)
         right = ((logits.detach().argmax(-1) == x0) & masked).sum() / masked.sum().clamp(min=1)
-        return Losses(total=total, terms={"cross_entropy": total.detach(), "accuracy": right})
+        terms = {"cross_entropy": total.detach(), "accuracy": right}
+        if way is not None:
+            total, terms["outlook"] = total + config.outlook * way, way.detach()
+        return Losses(total=total, terms=terms)
+
+    def _way_loss(
+        self,
+        parts: list[Float[Tensor, "b _ d"]],
+        actions: Float[Tensor, "b ahead action"],
+        mask: Bool[Tensor, "b ahead"] | None,
+    ) -> Float[Tensor, ""]:
+        """The error of where pixels and text say that the actions lead, in deviations of an action, per action."""
+        told = self.way(torch.cat([parts[0], parts[1].to(parts[0].dtype)], 1).flatten(1)).float()
+        scaled = actions.float() / self.action_scale.deviation
+        if mask is not None:
+            scaled = scaled * mask[..., None]
+        return F.smooth_l1_loss(told, scaled.mean(1), beta=0.1)
 
     @torch.no_grad()
     def log_likelihood(

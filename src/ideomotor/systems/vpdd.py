@@ -73,7 +73,9 @@ class VPDD:
 
     size: int = 96
     views: int = 1
-    window: WindowConfig = field(default_factory=lambda: WindowConfig(context=4, horizon=4, stride=4, chunk=8))
+    window: WindowConfig = field(
+        default_factory=lambda: WindowConfig(context=4, horizon=4, stride=4, chunk=8, outlook=22)
+    )
     execute: int = 4
     ensemble: float | None = None
     action_steps: int = 2
@@ -91,7 +93,7 @@ class VPDD:
         )
     )
     policy: DiscreteDiffusionPolicyConfig = field(
-        default_factory=lambda: DiscreteDiffusionPolicyConfig(foresight_dropout=0.5)
+        default_factory=lambda: DiscreteDiffusionPolicyConfig(foresight_dropout=0.5, outlook=3.0)
     )
     # A window is two clips of the tokenizer, its context and its horizon: 16 windows are 32 clips.
     tokenizer_stage: Stage = field(
@@ -130,6 +132,11 @@ class VPDD:
             raise ValueError(
                 f"chunk is {window.chunk} in the window and {self.policy.chunk} in the policy (they must agree), and "
                 f"execute {self.execute} must lie in 1..chunk"
+            )
+        if (window.outlook > 0) != (self.policy.outlook > 0):
+            raise ValueError(
+                f"the window has {window.outlook} actions behind the chunk and the policy an outlook of weight "
+                f"{self.policy.outlook}: set both --window.outlook and --policy.outlook above 0, or both to 0"
             )
         vocab = math.prod(self.tokenizer.levels) if self.tokenizer.codebook == "fsq" else self.tokenizer.codes
         if self.predictor.vocab != vocab:
@@ -383,7 +390,7 @@ def tiny() -> VPDD:
         predictor=DiscreteDiffusionPredictorConfig(vocab=125, grid=(4, 4), domains=len(DOMAINS), trunk=trunk),
         policy=DiscreteDiffusionPolicyConfig(
             bins=16, features=(4, 32), pixels=32, squeeze=8, read_tokens=2, noisings=2, foresight_dropout=0.1,
-            stem=PixelStemConfig(widths=(16, 16)), trunk=replace(trunk, dropout=0.0),
+            outlook=1.0, stem=PixelStemConfig(widths=(16, 16)), trunk=replace(trunk, dropout=0.0),
         ),
         tokenizer_stage=stage, pretrain_stage=stage, finetune_stage=stage,
     )  # fmt: skip

@@ -165,6 +165,8 @@ def _learn_scales(policy: DiscreteDiffusionPolicy, sources: Sequence[Source]) ->
             f"set --policy.action-width {actions.shape[1]}"
         )
     policy.bins.fit(actions)
+    if config.outlook:
+        policy.action_scale.fit(actions)
     if config.state_width:
         states = recorded_states(sources)
         if states.shape[1] != config.state_width:
