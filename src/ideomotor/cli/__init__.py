@@ -11,16 +11,13 @@ from typing import Annotated, Any, Literal, Protocol
 import tyro
 from rich.console import Console
 
-from ideomotor.cli import ivideogpt, vpdd
+from ideomotor.cli import ivideogpt, vpdd, vpp
 from ideomotor.cli.data import DataVerbs
 from ideomotor.cli.imagine import Imagine
-from ideomotor.cli.presets import preset, system_configs
+from ideomotor.cli.presets import SystemConfigs, preset, system_configs
 from ideomotor.cli.published import Export, ImportVerbs
 from ideomotor.cli.study import StudyCommand
-from ideomotor.systems.dream import Dream
-from ideomotor.systems.ivideogpt import IVideoGPT
-from ideomotor.systems.vpdd import PRESETS, VPDD
-from ideomotor.systems.vpdd_published_config import PublishedVPDD
+from ideomotor.systems.vpdd import PRESETS
 
 console = Console(soft_wrap=True)
 ABOUT = """Robot policies learned from video: pre-train on video without actions, fine-tune on few demonstrations, act.
@@ -157,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     try:
-        command = tyro.cli(_commands(*system_configs(arguments)), args=arguments, prog="ideomotor", description=ABOUT)
+        command = tyro.cli(_commands(system_configs(arguments)), args=arguments, prog="ideomotor", description=ABOUT)
         getattr(command, "command", command).run()
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError, RuntimeError) as error:
         if debug:
@@ -179,9 +176,9 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(130) from error
 
 
-def _commands(vpdd_config: VPDD | PublishedVPDD, world_config: IVideoGPT, dream_config: Dream) -> Any:
+def _commands(configs: SystemConfigs) -> Any:
     """The tree of verbs; the stages of a system start from its preset's config."""
-    group, worlds = vpdd.stages(vpdd_config), ivideogpt.stages(world_config, dream_config)
+    group, worlds = vpdd.stages(configs.vpdd), ivideogpt.stages(configs.world, configs.dream)
     return (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | Annotated[Collect, tyro.conf.subcommand("collect")]
@@ -190,6 +187,7 @@ def _commands(vpdd_config: VPDD | PublishedVPDD, world_config: IVideoGPT, dream_
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[group, tyro.conf.subcommand("vpdd")]
         | Annotated[worlds, tyro.conf.subcommand("ivideogpt")]
+        | Annotated[vpp.stages(configs.vpp), tyro.conf.subcommand("vpp")]
         | Annotated[Imagine, tyro.conf.subcommand("imagine")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[StudyCommand, tyro.conf.subcommand("study")]

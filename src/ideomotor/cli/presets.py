@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ideomotor.systems.dream import DREAMS, Dream
 from ideomotor.systems.ivideogpt import PRESETS as WORLD_PRESETS
@@ -12,8 +12,10 @@ from ideomotor.systems.ivideogpt import IVideoGPT
 from ideomotor.systems.vpdd import PRESETS, VPDD
 from ideomotor.systems.vpdd_published_config import PRESETS as PUBLISHED_PRESETS
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
+from ideomotor.systems.vpp import VPP
+from ideomotor.systems.vpp_presets import PRESETS as VPP_PRESETS
 
-Preset = TypeVar("Preset", VPDD, VPDD | PublishedVPDD, IVideoGPT, Dream)
+Preset = TypeVar("Preset", VPDD, VPDD | PublishedVPDD, IVideoGPT, Dream, VPP)
 ALL_PRESETS: dict[str, Callable[[], VPDD | PublishedVPDD]] = {**PRESETS, **PUBLISHED_PRESETS}
 
 
@@ -30,13 +32,25 @@ def preset(name: str, presets: Mapping[str, Callable[[], Preset]]) -> Preset:
     return presets[name]()
 
 
-def system_configs(arguments: list[str]) -> tuple[VPDD | PublishedVPDD, IVideoGPT, Dream]:
+class SystemConfigs(NamedTuple):
+    """What the stages of each system start from."""
+
+    vpdd: VPDD | PublishedVPDD
+    world: IVideoGPT
+    dream: Dream
+    vpp: VPP
+
+
+def system_configs(arguments: list[str]) -> SystemConfigs:
     """Returns the configs that the stages of each system start from: the preset named, where the verb is theirs."""
+    configs = SystemConfigs(PRESETS["fast"](), WORLD_PRESETS["cpu"](), DREAMS["cpu"](), VPP_PRESETS["cpu"]())
     if arguments[:1] == ["ivideogpt"]:
         name = named_preset(arguments, "cpu")
-        return PRESETS["fast"](), preset(name, WORLD_PRESETS), preset(name, DREAMS)
+        return configs._replace(world=preset(name, WORLD_PRESETS), dream=preset(name, DREAMS))
+    if arguments[:1] == ["vpp"]:
+        return configs._replace(vpp=preset(named_preset(arguments, "cpu"), VPP_PRESETS))
     known = ALL_PRESETS if arguments[:1] == ["vpdd"] else PRESETS
-    return preset(named_preset(arguments, "fast"), known), WORLD_PRESETS["cpu"](), DREAMS["cpu"]()
+    return configs._replace(vpdd=preset(named_preset(arguments, "fast"), known))
 
 
 def named_preset(arguments: list[str], default: str) -> str:

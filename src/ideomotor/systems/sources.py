@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ideomotor.data.cache import cached, first_camera
 from ideomotor.data.formats import open_dataset
+from ideomotor.data.latent_windows import Draw
 from ideomotor.data.loader import ClipLoader
 from ideomotor.data.mixture import Source
 from ideomotor.data.signals import all_actions, all_proprio
@@ -143,13 +144,21 @@ class TrainingClips(NamedTuple):
     with_frames: bool = True
     actions: bool = False
     rewards: bool = False
+    latents: Draw | None = None
 
     def held_out(self, stage: Stage, batches: int = 2) -> list[Clip]:
         """Returns batches of held-out clips, always the same ones; none where nothing is held out."""
         if not self.validation:
             return []
         loader = ClipLoader(
-            self.validation, stage.batch, seed=0, actions=self.actions, rewards=self.rewards, prefetch=0
+            self.validation,
+            stage.batch,
+            seed=0,
+            with_frames=self.latents is None or self.with_frames,
+            latents=self.latents,
+            actions=self.actions,
+            rewards=self.rewards,
+            prefetch=0,
         )
         return [loader.batch(step) for step in range(batches)]
 
@@ -164,6 +173,7 @@ class TrainingClips(NamedTuple):
             start=start,
             with_frames=self.with_frames,
             token_cache=self.tokens,
+            latents=self.latents,
             actions=self.actions,
             rewards=self.rewards,
             pin=run.device.type == "cuda",

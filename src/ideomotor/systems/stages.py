@@ -19,15 +19,19 @@ from ideomotor.systems.sources import DataOptions, TrainingClips, read_facts
 from ideomotor.systems.trials import View
 from ideomotor.systems.vpdd import VPDD, Stage, view_names
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
+from ideomotor.systems.vpp import VPP
 from ideomotor.training.checkpoint import read_json, read_model_info, write_json
 from ideomotor.training.config import config_from_json, config_to_json
 from ideomotor.training.run import Run
 
-System = VPDD | PublishedVPDD | IVideoGPT
-Config = TypeVar("Config", VPDD, PublishedVPDD, IVideoGPT)
+System = VPDD | PublishedVPDD | IVideoGPT | VPP
+Config = TypeVar("Config", VPDD, PublishedVPDD, IVideoGPT, VPP)
 IMPORT_FILE = "import.json"  # beside models that were imported
 FAST_FILE, PUBLISHED_FILE, WORLD_FILE = "vpdd.json", "vpdd_published.json", "ivideogpt.json"
-CONFIG_FILES: dict[type, str] = {VPDD: FAST_FILE, PublishedVPDD: PUBLISHED_FILE, IVideoGPT: WORLD_FILE}
+VPP_FILE = "vpp.json"
+CONFIG_FILES: dict[type, str] = {
+    VPDD: FAST_FILE, PublishedVPDD: PUBLISHED_FILE, IVideoGPT: WORLD_FILE, VPP: VPP_FILE
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,156 @@
+"""The stages of VPP as commands: prepare, vae, video, policy, evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from ideomotor.systems.sources import DataOptions
+from ideomotor.systems.vpp import VPP
+from ideomotor.systems.vpp_prepare import PrepareOptions
+from ideomotor.systems.vpp_presets import PRESETS
+
+console = Console(soft_wrap=True)
+DEFAULT = "cpu"
+Config = Annotated[VPP, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """Options that every stage has."""
+
+    out: Path
+    """Folder of this stage's run: model, state, logs. The same command goes on where it stopped."""
+    seed: int = 0
+    """Seed of order, noise and initial weights."""
+    fresh: bool = False
+    """Throw away what OUT holds and begin anew."""
+    preset: str = DEFAULT
+    """Model preset: cpu (minutes on two cores), svd (the published sizes), published (with the published faults), or
+    tiny to try the plumbing. Every field below can be changed, e.g. --foresight.sigma 28."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPPPrepare(PrepareOptions):
+    """Encodes data sets with an autoencoder, once, into a cache that later stages and other machines can read."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.vpp_prepare import prepare
+
+        for done in prepare(self):
+            console.print(done.line, markup=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPPAutoencoder(StageOptions, DataOptions):
+    """Trains a small autoencoder of our own. With that of SVD there is no need to: give its folder as --vae-from."""
+
+    config: Config = field(default_factory=PRESETS[DEFAULT])
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.vpp_stages import run_vae
+
+        run_vae(self, self.config, self.out, self.seed, self.fresh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPPVideo(StageOptions, DataOptions):
+    """Stage 1: learns to foretell video from one frame and a sentence. Needs no actions."""
+
+    vae_from: Path
+    """OUT of the vae stage, or a diffusers folder with SVD's autoencoder."""
+    config: Config = field(default_factory=PRESETS[DEFAULT])
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.vpp_stages import run_video
+
+        run_video(self, self.config, self.vae_from, self.out, self.seed, self.fresh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPPPolicy(StageOptions, DataOptions):
+    """Stage 2: learns actions from demonstrations, by what the video model sees of the future in one pass."""
+
+    video_from: Path | None = None
+    """OUT of the video stage; left out for a control with eyes of its own (--eyes pixels)."""
+    config: Config = field(default_factory=PRESETS[DEFAULT])
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.vpp_stages import run_policy
+
+        run_policy(self, self.config, self.video_from, self.out, self.seed, self.fresh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPPEvaluate:
+    """Rolls a policy out in a simulator on goals that no demonstration used; success with intervals."""
+
+    policy: tyro.conf.Positional[Path]
+    """OUT of the policy stage."""
+    world: Literal["metaworld", "toy"] = "metaworld"
+    """The simulator."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the world, Meta-World's without "-v3"; by default those of the quickstart."""
+    execute: int | None = None
+    """Actions of a chunk that are carried out before looking again. By default as trained."""
+    ensemble: float | None = None
+    """Average what overlapping chunks foretold for a step: the weight of each later chunk is smaller by
+    exp(-ENSEMBLE)."""
+    episodes: int = 20
+    """Episodes a task; each has a goal of its own out of 20 held-out ones."""
+    camera: str | None = None
+    """Cameras that the policy looks through, joined by commas; by default those it was trained on."""
+    look: Literal["fast", "default"] = "fast"
+    """How pictures are rendered, as in `collect`."""
+    out: Path | None = None
+    """File of finished episodes (JSONL); a rerun skips them. POLICY/rollouts.jsonl by default."""
+    workers: int = 2
+    """Simulator processes."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.quickstart_report import DEFAULT_TASKS
+        from ideomotor.systems.quickstarts import threads
+        from ideomotor.systems.trials import success_table
+        from ideomotor.systems.vpp_stages import evaluate
+
+        with threads(1):
+            rows = evaluate(
+                self.policy,
+                self.tasks or DEFAULT_TASKS[self.world],
+                self.episodes,
+                self.out or self.policy / "rollouts.jsonl",
+                self.workers,
+                execute=self.execute,
+                ensemble=self.ensemble,
+                world=self.world,
+                camera=self.camera,
+                look=self.look,
+            )
+        console.print(success_table(rows))
+
+
+def stages(config: VPP) -> Any:
+    """Returns the command group; its stages start from the preset's config."""
+    missing = tyro.MISSING
+    vae = VPPAutoencoder(out=missing, data=missing, config=config)
+    video = VPPVideo(out=missing, data=missing, vae_from=missing, config=config)
+    policy = VPPPolicy(out=missing, data=missing, validation=0.0, config=config)
+    stages = (
+        Annotated[VPPPrepare, tyro.conf.subcommand("prepare")]
+        | Annotated[VPPAutoencoder, tyro.conf.subcommand("vae", default=vae)]
+        | Annotated[VPPVideo, tyro.conf.subcommand("video", default=video)]
+        | Annotated[VPPPolicy, tyro.conf.subcommand("policy", default=policy)]
+        | Annotated[VPPEvaluate, tyro.conf.subcommand("evaluate")]
+    )
+    group = make_dataclass("VPPStages", [("command", Annotated[stages, tyro.conf.arg(name="")])], frozen=True)
+    group.__doc__ = "VPP: its stages (vae, video, policy), latents made once (prepare), and its trial (evaluate)."
+    return group

@@ -1,0 +1,278 @@
+"""VPP: foretell video by latent diffusion, and act on what the network sees of the future in a single pass.
+
+Source: "Video Prediction Policy: A Generalist Robot Policy with Predictive Visual Representations" (2412.14803). The
+way of the data can be read from top to bottom: autoencoder, video model (stage 1), features, Video Former and action
+head (stage 2), acting. A control reads the newest frame with a network of its own, in place of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from ideomotor.data.transforms import random_shift
+from ideomotor.data.windows import WindowConfig, refuse_other_context
+from ideomotor.layers.conv import PixelStem, PixelStemConfig
+from ideomotor.layers.resampler import SpatialReadout
+from ideomotor.layers.video_former import VideoFormer, VideoFormerConfig
+from ideomotor.policies.edm_transformer import EDMTransformer, EDMTransformerConfig
+from ideomotor.predictors.latent_diffusion import LatentDiffusion
+from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
+from ideomotor.systems.vpdd import Stage, TextEncoder, seen_frames, view_names
+from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig
+from ideomotor.training.optim import OptimConfig
+from ideomotor.types import Borrowed, Clip, Losses
+
+TokenEncoder = Callable[[Sequence[str]], Float[Tensor, "b n d"]]
+Eyes = Literal["foresight", "latents", "pixels"]
+"""What the policy looks with: features of the foretold future; latents of the newest frame; a CNN of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foresight:
+    """What is read of the video model; a policy acts with what it was trained with.
+
+    Attributes:
+        sigma: noise level that the network is told. 700 is published; training reaches about 28 in 5 of 100 films.
+        layers: up-blocks whose maps are joined.
+        steps: denoising pass that is read.
+        seed: of the noise, which is then the same for every frame that is looked at. None draws it anew each time, as
+            published: what is seen then differs from call to call.
+    """
+
+    sigma: float = 700.0
+    layers: tuple[int, ...] = (0, 1)
+    steps: int = 1
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0 or self.steps < 1 or not self.layers or not set(self.layers) <= {0, 1, 2, 3}:
+            raise ValueError(
+                f"foresight of sigma {self.sigma}, layers {self.layers}, steps {self.steps}; wanted sigma above 0, "
+                "up-blocks out of 0..3, and at least 1 step"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPP:
+    """Everything about one VPP: what it looks at, its networks, and its stages.
+
+    Attributes:
+        size: frames of a camera are squares of that many pixels.
+        views: cameras. Stage 1 learns from each by itself, stage 2 reads all of them.
+        window: the frame seen, those foretold after it and how far apart, and the chunk of actions.
+        execute: actions of a chunk that are carried out before looking again.
+        ensemble: decay with which overlapping chunks are averaged (``TemporalEnsemble``); None for the newest alone.
+        shift: pixels by which frames are moved at random while a policy with eyes of its own learns.
+        text: "sentence" (the packaged MiniLM, one vector a sentence), "hashed" (no weights; for tests), or a folder
+            with CLIP in the transformers layout (20 tokens for the video model, the pooled vector for the policy).
+        eyes: what the policy looks with; see ``Eyes``.
+        foresight: what is read of the video model.
+        vae: sizes of the autoencoder.
+        video: sizes of the video model; its ``latent_scale`` is the autoencoder's.
+        former: sizes of the Video Former.
+        stem: of the control that looks with a CNN of its own.
+        policy: sizes of the action head.
+        save_every: training steps after which a stage's state is saved.
+    """
+
+    size: int = 64
+    views: int = 1
+    window: WindowConfig = field(default_factory=lambda: WindowConfig(context=1, horizon=7, stride=4, chunk=8))
+    execute: int = 4
+    ensemble: float | None = None
+    shift: int = 3
+    text: str = "sentence"
+    eyes: Eyes = "foresight"
+    foresight: Foresight = field(default_factory=Foresight)
+    vae: SVDVAEConfig = field(default_factory=SVDVAEConfig)
+    video: LatentDiffusionConfig = field(default_factory=LatentDiffusionConfig)
+    former: VideoFormerConfig = field(default_factory=VideoFormerConfig)
+    stem: PixelStemConfig = field(default_factory=PixelStemConfig)
+    policy: EDMTransformerConfig = field(default_factory=EDMTransformerConfig)
+    save_every: int = 200
+    vae_stage: Stage = field(default_factory=lambda: Stage(steps=600, batch=4, optim=OptimConfig(lr=1e-3, warmup=50)))
+    video_stage: Stage = field(default_factory=lambda: Stage(steps=1000, batch=16))
+    policy_stage: Stage = field(default_factory=lambda: Stage(steps=2000, batch=32))
+
+    def __post_init__(self) -> None:
+        window = self.window
+        if min(self.views, self.save_every) < 1 or self.shift < 0 or self.size % self.vae.factor:
+            raise ValueError(
+                f"views {self.views} and save_every {self.save_every} must be at least 1, shift {self.shift} at least "
+                f"0, and size {self.size} a multiple of {self.vae.factor}, by which the autoencoder shrinks frames"
+            )
+        if window.context != 1 or self.video.frames != window.frames:
+            raise ValueError(
+                f"the window has {window.context} frames seen and {window.horizon} foretold, the video model "
+                f"{self.video.frames} in all: it is told one frame, so set --window.context 1 and --video.frames "
+                f"{1 + window.horizon}"
+            )
+        if self.video.unet.latent_channels != self.vae.channels:
+            raise ValueError(
+                f"latents have {self.vae.channels} channels and the video model foretells "
+                f"{self.video.unet.latent_channels}: set --video.unet.latent-channels {self.vae.channels}"
+            )
+        if not 1 <= self.execute <= window.chunk or self.policy.chunk != window.chunk:
+            raise ValueError(
+                f"chunk is {window.chunk} in the window and {self.policy.chunk} in the policy (they must agree), and "
+                f"execute {self.execute} must lie in 1..chunk"
+            )
+        if self.ensemble is not None and self.execute == window.chunk:
+            raise ValueError(
+                f"all {self.execute} actions of a chunk are executed, so no chunks overlap: take a smaller execute, or "
+                "set ensemble to none"
+            )
+        if self.eyes != "pixels" and (self.former.feature_width, self.former.frames) != self.seen_shape:
+            width, frames = self.seen_shape
+            raise ValueError(
+                f"the policy is shown {frames} frames of features of width {width}; the former reads "
+                f"{self.former.frames} of width {self.former.feature_width}: set --former.frames {frames} "
+                f"--former.feature-width {width}"
+            )
+        if self.policy.feature_width != self.former.width:
+            raise ValueError(
+                f"the former hands on width {self.former.width}, the policy reads {self.policy.feature_width}: set "
+                "both alike"
+            )
+
+    @property
+    def seen_shape(self) -> tuple[int, int]:
+        """Width and frames of the features that the former reads."""
+        if self.eyes == "latents":
+            return self.vae.channels, 1
+        side = self.size // self.vae.factor
+        return sum(self.video.unet.shape(tap, side, side)[0] for tap in self.foresight.layers), self.video.frames
+
+
+class Looking(nn.Module):
+    """Frames to the few tokens that the action head reads: a Video Former over borrowed features, or a CNN."""
+
+    def __init__(self, config: VPP) -> None:
+        super().__init__()
+        self.config = config
+        if config.eyes == "pixels":
+            self.stem = PixelStem(config.stem)
+            places, width = config.views * self.stem.grid(config.size) ** 2, config.former.width
+            self.read = SpatialReadout(places, config.stem.widths[-1], 32, config.former.queries, width)
+        else:
+            self.former = VideoFormer(config.former)
+
+    def forward(
+        self, frames: UInt8[Tensor, "b 1 c h w"], features: Float[Tensor, "b t n d"] | None
+    ) -> Float[Tensor, "b m d"]:
+        """Returns the tokens; ``frames`` are those of all views, one above the other, ``features`` of the former."""
+        if features is not None:
+            return self.former(features)
+        one = rearrange(frames, "b t c (view h) w -> (b view) t c h w", view=self.config.views)
+        return self.read(rearrange(self.stem(one), "(b view) n d -> b (view n) d", view=self.config.views))
+
+
+class Foreseeing:
+    """Frames and sentences to the features of their future; owns nothing, computes no gradient, remembers sentences."""
+
+    def __init__(self, config: VPP, vae: SVDVAE, predictor: LatentDiffusion | None, text: TokenEncoder) -> None:
+        self.config, self.vae, self.predictor, self.text = config, vae, predictor, text
+
+    @torch.no_grad()
+    def __call__(self, frames: UInt8[Tensor, "b 1 c h w"], sentences: Sequence[str]) -> Float[Tensor, "b t n d"]:
+        """Returns the features that the policy's eyes see; ``frames`` of all views, one above the other."""
+        views, foresight = self.config.views, self.config.foresight
+        each = rearrange(frames, "b t c (view h) w -> (b view) t c h w", view=views)
+        first = rearrange(self.vae.moments(each)[0], "(b view) 1 z h w -> b view z h w", view=views)
+        if self.predictor is None:
+            return rearrange(first * self.vae.scale, "b view z h w -> b 1 (view h w) z")
+        noise = None
+        if foresight.seed is not None:  # the same for every sample, so that none depends on its neighbours
+            generator = torch.Generator().manual_seed(foresight.seed)
+            noise = torch.randn(1, 1, self.config.video.frames, *first.shape[2:], generator=generator).to(first)
+        text = self.text(sentences).to(first)
+        return self.predictor.features(
+            first, text, foresight.sigma, foresight.layers, noise=noise, steps=foresight.steps
+        )
+
+
+class ActionDenoising(nn.Module):
+    """Clip with actions -> foretold features -> Video Former -> noised actions -> the actions themselves."""
+
+    def __init__(
+        self, config: VPP, looking: Looking, policy: EDMTransformer, foreseeing: Foreseeing | None, goal: TextEncoder
+    ) -> None:
+        super().__init__()
+        self.config, self.looking, self.policy, self.goal = config, looking, policy, goal
+        self.foreseeing = None if foreseeing is None else Borrowed(_Held(foreseeing))
+
+    def forward(self, clip: Clip) -> Losses:
+        """Returns the denoising loss of the recorded actions."""
+        if clip.actions is None:
+            raise ValueError("a clip without actions came to stage 2: give demonstrations, not actionless video")
+        newest = seen_frames(clip, self.config.views)[:, :1]
+        features = None
+        if self.foreseeing is not None:
+            features = self.foreseeing.module.foreseeing(newest, clip.text)
+        else:
+            moved = [random_shift(part, self.config.shift, torch.default_generator)
+                     for part in newest.chunk(self.config.views, -2)]  # fmt: skip
+            newest = torch.cat(moved, -2)
+        goal = self.goal(clip.text).to(clip.actions.device)
+        return self.policy.loss(clip.actions, self.looking(newest, features), goal, clip.proprio, clip.action_mask)
+
+
+class _Held(nn.Module):
+    """Networks that are used and not owned, in one module."""
+
+    def __init__(self, foreseeing: Foreseeing) -> None:
+        super().__init__()
+        self.foreseeing, self.vae, self.predictor = foreseeing, foreseeing.vae, foreseeing.predictor
+
+
+class VPPAgent:
+    """Acts: the newest frames and a sentence in, a chunk of actions out. The same observation gives the same chunk.
+
+    Attributes:
+        sampling: how actions are denoised; by default as the policy's settings say.
+    """
+
+    def __init__(
+        self, config: VPP, looking: Looking, policy: EDMTransformer, foreseeing: Foreseeing | None, goal: TextEncoder
+    ) -> None:
+        self.config, self.looking, self.policy, self.foreseeing, self.goal = config, looking, policy, foreseeing, goal
+        self.sampling = policy.config.sampling
+        held = () if foreseeing is None else (foreseeing.vae, foreseeing.predictor)
+        for module in (looking, policy, *held):
+            if module is not None:
+                module.eval()
+
+    @torch.inference_mode()
+    def act(self, context: Clip) -> Float[Tensor, "b chunk action"]:
+        """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again.
+
+        Raises:
+            ValueError: the context is none that the policy was trained on.
+        """
+        refuse_other_context(context.frames, self.config.window)
+        device = next(self.policy.parameters()).device
+        context, config = context.to(device), self.policy.config
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.policy_stage.optim.bf16):
+            newest = seen_frames(context, self.config.views)[:, -1:]
+            features = None if self.foreseeing is None else self.foreseeing(newest, context.text)
+            # The same noise for every sample: what one gets depends neither on its neighbours nor on the calls before.
+            noise = torch.randn(1, config.chunk, config.action_width, generator=torch.Generator().manual_seed(0))
+            return self.policy.act(
+                self.looking(newest, features),
+                self.goal(context.text).to(device),
+                context.proprio if config.proprio_width else None,
+                self.sampling,
+                noise=noise.to(device).expand(len(context), -1, -1),
+            ).float()
+
+
+def cameras_of(config: VPP) -> tuple[str, ...]:
+    """Returns what clips call the cameras of this system."""
+    return view_names(config.views)

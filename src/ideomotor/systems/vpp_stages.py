@@ -1,0 +1,370 @@
+"""The stages of VPP, each a few lines: data in, an objective, a learner, a folder out that the next stage reads.
+
+Every OUT folder is self-contained: it holds the models of the earlier stages that it was trained with, and vpp.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from ideomotor.data.formats import open_dataset
+from ideomotor.data.latent_encoding import LatentSpec
+from ideomotor.data.latents import LatentCache, with_cached_latents
+from ideomotor.data.loader import ClipLoader
+from ideomotor.data.mixture import Source
+from ideomotor.data.windows import split
+from ideomotor.evaluation.episodes import EpisodeResult
+from ideomotor.layers.text_tokens import OneToken, clip_tokens
+from ideomotor.policies.actions import TemporalEnsemble
+from ideomotor.policies.edm_transformer import EDMTransformer, EDMTransformerConfig
+from ideomotor.predictors.latent_diffusion import LatentDiffusion, VideoDenoising
+from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
+from ideomotor.systems.progress import bar
+from ideomotor.systems.sources import (
+    DataFacts,
+    DataOptions,
+    Sources,
+    TrainingClips,
+    open_sources,
+    recorded_actions,
+)
+from ideomotor.systems.stages import (
+    VPP_FILE,
+    camera_of,
+    encoder_named,
+    fit,
+    learned_with,
+    look,
+    open_run,
+    read_config,
+    refuse_as_out,
+    refuse_strangers,
+    refuse_strides,
+    to_train,
+)
+from ideomotor.systems.trials import View, roll_out
+from ideomotor.systems.vpdd import TextEncoder
+from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking, TokenEncoder, VPPAgent, cameras_of
+from ideomotor.systems.vpp_prepare import VAEEncoder, load_vae, vae_fingerprint
+from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig, VAEReconstruction
+from ideomotor.training.checkpoint import fingerprint, load_model
+from ideomotor.training.config import config_to_json, differences
+from ideomotor.training.run import Run
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Models(NamedTuple):
+    """What an OUT folder holds; the later ones are None where the stage did not come so far."""
+
+    config: VPP
+    vae: SVDVAE | None
+    predictor: LatentDiffusion | None
+    looking: Looking | None
+    policy: EDMTransformer | None
+
+
+def goal_encoder(config: VPP) -> TextEncoder:
+    """Returns the encoder of one vector a sentence, for the policy.
+
+    Raises:
+        ValueError: its vectors are not as wide as the policy expects.
+    """
+    encoder = encoder_named(config.text)
+    if encoder.width != config.policy.goal_width:
+        raise ValueError(
+            f"text encoder {config.text!r} gives vectors of width {encoder.width}, the policy expects "
+            f"{config.policy.goal_width}: set --policy.goal-width {encoder.width}"
+        )
+    return encoder
+
+
+def token_encoder(config: VPP) -> TokenEncoder:
+    """Returns the encoder of a sequence of vectors a sentence, for the video model.
+
+    Raises:
+        ValueError: its vectors are not as wide as the video model expects.
+    """
+    named = config.text in ("sentence", "hashed")
+    encoder: TokenEncoder = OneToken(encoder_named(config.text)) if named else clip_tokens(config.text)
+    width = encoder([""]).shape[2]
+    if width != config.video.text.width:
+        raise ValueError(
+            f"text encoder {config.text!r} gives vectors of width {width}, the video model expects "
+            f"{config.video.text.width}: set --video.text.width {width}"
+        )
+    return encoder
+
+
+def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
+    """Returns the models of a finished stage, on ``device``.
+
+    Raises:
+        ValueError: the folder is none of VPP, the stage has not finished, or its models did not learn together.
+    """
+    if not (folder / VPP_FILE).is_file():
+        raise ValueError(f"{folder} holds no stage of VPP ({VPP_FILE}): give the --out folder of `ideomotor vpp ...`")
+    config = read_config(folder / VPP_FILE, VPP)
+    refuse_strangers(folder, ("predictor", "looking", "policy"))
+
+    def saved(name: str, cls: Callable[[Any], Model], config_cls: type) -> Model | None:
+        return load_model(folder / name, cls, config_cls, device) if (folder / name).is_dir() else None
+
+    models = Models(
+        config,
+        saved("vae", SVDVAE, SVDVAEConfig),
+        saved("predictor", LatentDiffusion, LatentDiffusionConfig),
+        saved("looking", Looking, VPP),
+        saved("policy", EDMTransformer, EDMTransformerConfig),
+    )
+    if all(part is None for part in models[1:]):
+        raise ValueError(f"the stage in {folder} has not finished: run its command again, it goes on where it stopped")
+    return models
+
+
+def train_vae(config: VPP, clips: TrainingClips, run: Run) -> None:
+    """Clip -> latents -> the clip again; then the scale of the latents is measured."""
+    vae = SVDVAE(config.vae)
+    fit(VAEReconstruction(vae), config.vae_stage, clips, run)
+    loader = ClipLoader(clips.sources, config.vae_stage.batch, run.seed, actions=False, prefetch=0)
+    vae.measure_scale(frames.to(run.device) for step in range(8) for frames in loader.batch(step).frames.values())
+    run.save(vae, vae.config, "vae")
+
+
+def train_video(config: VPP, clips: TrainingClips, vae: SVDVAE, run: Run) -> None:
+    """Clip of latents -> noised latents -> the clean ones, given the first frame and a sentence (stage 1)."""
+    predictor = LatentDiffusion(replace(config.video, latent_scale=vae.scale))
+    fit(VideoDenoising(predictor, token_encoder(config)), config.video_stage, clips, run)
+    run.save(vae, vae.config, "vae")
+    run.save(predictor, predictor.config, "predictor", meta=learned_with(run.dir, "vae"))
+
+
+def train_policy(
+    config: VPP, clips: TrainingClips, vae: SVDVAE | None, predictor: LatentDiffusion | None, run: Run
+) -> None:
+    """Clip with actions -> features of the future -> noised actions -> the actions themselves (stage 2)."""
+    looking, policy = Looking(config), EDMTransformer(config.policy)
+    foreseeing = None if vae is None else Foreseeing(config, vae, predictor, token_encoder(config))
+    fit(ActionDenoising(config, looking, policy, foreseeing, goal_encoder(config)), config.policy_stage, clips, run)
+    if vae is not None:
+        run.save(vae, vae.config, "vae")
+    if predictor is not None:
+        run.save(predictor, predictor.config, "predictor", meta=learned_with(run.dir, "vae"))
+    run.save(looking, config, "looking", meta=learned_with(run.dir, "vae", "predictor"))
+    run.save(policy, config.policy, "policy", meta=learned_with(run.dir, "vae", "predictor", "looking"))
+
+
+def run_vae(data: DataOptions, config: VPP, out: Path, seed: int, fresh: bool) -> None:
+    """``ideomotor vpp vae``: opens the data and trains, unless the run has finished."""
+    refuse_as_out(out, data)
+    seen = look(data)
+    sources = open_sources(data, config, config.vae_stage) if to_train(out, fresh) else None
+    with open_run(out, config, seed, fresh, data, seen) as run:
+        if sources is not None:
+            sources.note(out)
+            train_vae(config, TrainingClips(sources.train, sources.validation), run)
+
+
+def run_video(data: DataOptions, config: VPP, vae_from: Path, out: Path, seed: int, fresh: bool) -> None:
+    """``ideomotor vpp video``: encodes the data once, and trains stage 1, unless the run has finished."""
+    refuse_as_out(out, data, vae_from)
+    token_encoder(config)  # before anything is thrown away
+    seen = look(data)
+    vae = fitting_vae(vae_from, config)
+    sources = latent_sources(data, config, vae, vae_from) if to_train(out, fresh) else None
+    with open_run(out, config, seed, fresh, data, seen | {"vae": vae_fingerprint(vae)}) as run:
+        if sources is not None:
+            sources.note(out)
+            clips = TrainingClips(sources.train, sources.validation, with_frames=False, latents="sample")
+            train_video(config, clips, vae, run)
+
+
+def run_policy(data: DataOptions, config: VPP, video_from: Path | None, out: Path, seed: int, fresh: bool) -> None:
+    """``ideomotor vpp policy``: opens the demonstrations and trains stage 2, unless the run has finished."""
+    refuse_as_out(out, data, video_from)
+    goal_encoder(config)  # before anything is thrown away
+    seen = look(data)
+    refuse_strides(data, config.window.stride)
+    if (video_from is None) != (config.eyes == "pixels"):
+        raise ValueError(
+            "a policy that looks at the foretold future, or at latents, needs --video-from, and one with --eyes pixels "
+            "has none: give one of them"
+        )
+    vae = predictor = None
+    earlier = dict(seen)
+    if video_from is not None:
+        vae, predictor = seeing(video_from, config)
+        earlier |= {"vae": vae_fingerprint(vae)}
+        if predictor is not None:
+            earlier |= {"predictor": fingerprint(predictor, predictor.config)}
+    sources = None
+    if to_train(out, fresh):
+        sources = open_sources(data, config, config.policy_stage, actions=True)
+        refuse_other_width(config, sources)
+    with open_run(out, config, seed, fresh, data, earlier) as run:
+        if sources is not None:
+            sources.note(out)
+            for part in (vae, predictor):
+                if part is not None:
+                    part.to(run.device).eval()
+            clips = TrainingClips(sources.train, sources.validation, actions=True)
+            train_policy(config, clips, vae, predictor, run)
+
+
+def seeing(folder: Path, config: VPP) -> tuple[SVDVAE, LatentDiffusion | None]:
+    """Returns what the policy's eyes need of an earlier stage.
+
+    Raises:
+        ValueError: the folder holds none, or of other sizes or windows than ``config`` speaks of.
+    """
+    models = load_models(folder)
+    vae = fitting_vae(folder, config)
+    if config.eyes == "latents":
+        return vae, None
+    if models.predictor is None:
+        raise ValueError(f"{folder} holds no video model: give the --out folder of `ideomotor vpp video`")
+    wanted = replace(config.video, latent_scale=vae.scale)
+    changed = differences(config_to_json(models.predictor.config), config_to_json(wanted))
+    there, here = config_to_json(models.config.window), config_to_json(config.window)
+    changed += [line for line in differences(there, here) if line.split(":")[0] in ("horizon", "stride")]
+    if changed:
+        raise ValueError(
+            f"the video model in {folder} was trained with other settings (there -> now): {'; '.join(changed)}. Give "
+            "the same --preset and options, or train one with these"
+        )
+    return vae, models.predictor
+
+
+def fitting_vae(folder: Path, config: VPP) -> SVDVAE:
+    """Returns the autoencoder in a stage's folder, or in one of diffusers.
+
+    Raises:
+        ValueError: it has other sizes than ``config`` speaks of.
+    """
+    vae = load_vae(folder)
+    sizes = replace(vae.config, scale=config.vae.scale)
+    changed = differences(config_to_json(sizes), config_to_json(config.vae))
+    if changed:
+        raise ValueError(
+            f"the autoencoder in {folder} has other sizes (there -> now): {'; '.join(changed)}. Give the same --preset "
+            "and options"
+        )
+    return vae
+
+
+def refuse_other_width(config: VPP, sources: Sources) -> None:
+    """Refuses demonstrations of another robot.
+
+    Raises:
+        ValueError: naming both widths.
+    """
+    width = recorded_actions(sources.train).shape[1]
+    if width != config.policy.action_width:
+        raise ValueError(
+            f"the demonstrations have actions of width {width}, the policy of {config.policy.action_width}: set "
+            f"--policy.action-width {width}"
+        )
+
+
+def latent_sources(data: DataOptions, config: VPP, vae: SVDVAE, vae_from: Path) -> Sources:
+    """Encodes what is not in the cache yet (a bar), and splits by episode; every camera is a film of its own."""
+    train: list[Source] = []
+    validation: list[Source] = []
+    noted: list[DataFacts] = []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name, size = vae_fingerprint(vae), (config.size, config.size)
+    for number, path in enumerate(data.data):
+        dataset = open_dataset(path)
+        named = data.cameras[number] if data.cameras else next(iter(dataset.episodes[0].frames))
+        for camera in (cameras := named.split(",")):
+            spec = LatentSpec(camera=camera, size=size, vae=name, scale=vae.scale)
+            with bar(f"encode {dataset.name} {camera}") as tell:
+                LatentCache.build(dataset, data.cache, spec, VAEEncoder(vae_from, device), 1, tell)
+        dataset = with_cached_latents(dataset, data.cache, cameras, size, name)
+        learned, held = split(dataset, data.validation) if data.validation else (dataset, None)
+        window = replace(
+            config.window,
+            every=config.video_stage.every,
+            stride=data.strides[number] if data.strides else config.window.stride,
+        )
+        weight = (data.weights[number] if data.weights else 1.0) / len(cameras)
+        domain = data.domains[number] if data.domains else "unknown"
+        for camera in cameras:
+            for part, into in ((learned, train), (held, validation)):
+                if part is not None:
+                    into.append(Source(part, weight, window, {"main": camera}, domain=domain))
+        noted.append(
+            DataFacts(
+                path=str(path.resolve()), camera=",".join(cameras), stride=window.stride,
+                learned=len(learned.episodes),
+                held_out=[episode.id for episode in held.episodes] if held is not None else [],
+                left_out=[asdict(entry) for entry in dataset.quarantined], domain=domain,
+            )
+        )  # fmt: skip
+    return Sources(train, validation, noted)
+
+
+def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPPAgent:
+    """Returns the agent of a finished stage 2; it thinks on ``device``."""
+    models = load_models(folder, device)
+    if models.policy is None or models.looking is None:
+        raise ValueError(f"{folder} holds no policy: give the --out folder of `ideomotor vpp policy`")
+    config = models.looking.config
+    foreseeing = None
+    if config.eyes != "pixels":
+        if models.vae is None or (config.eyes == "foresight" and models.predictor is None):
+            raise ValueError(f"{folder} lacks what its policy looks with (vae, predictor): train it again with --fresh")
+        foreseeing = Foreseeing(config, models.vae, models.predictor, token_encoder(config))
+    return VPPAgent(config, models.looking, models.policy, foreseeing, goal_encoder(config))
+
+
+def view_of(config: VPP) -> View:
+    """Returns what a policy of that config sees and does."""
+    return View(
+        cameras=cameras_of(config),
+        size=config.size,
+        context=1,
+        stride=config.window.stride,
+        execute=config.execute,
+        action_width=config.policy.action_width,
+    )
+
+
+def evaluate(
+    folder: Path,
+    tasks: Sequence[str],
+    episodes: int,
+    log: Path,
+    workers: int = 2,
+    device: str | torch.device = "cpu",
+    execute: int | None = None,
+    ensemble: float | None = None,
+    **options: Any,
+) -> list[EpisodeResult]:
+    """Rolls a policy out on held-out goals, on ``device``; see ``trials.roll_out`` for the other options.
+
+    Unless ``arm`` names it, the log keeps the episodes under a fingerprint of all that decides how they end.
+    """
+    options["camera"] = options.get("camera") or camera_of(folder)
+    agent = load_agent(folder, device)
+    config = agent.config
+    agent.config = config = replace(
+        config, execute=config.execute if execute is None else execute,
+        ensemble=config.ensemble if ensemble is None else ensemble,
+    )  # fmt: skip
+    if config.ensemble is not None:
+        options["ensemble"] = TemporalEnsemble(config.ensemble)
+    if "arm" not in options:
+        held = () if agent.foreseeing is None else (agent.foreseeing.vae, agent.foreseeing.predictor)
+        parts = [fingerprint(part, part.config) for part in (agent.policy, agent.looking, *held) if part is not None]
+        facts = [parts, options["camera"], options.get("look", "fast"), config_to_json(config)]
+        options["arm"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    return roll_out(agent, view_of(config), tasks, episodes, log, workers, **options)

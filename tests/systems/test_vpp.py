@@ -1,0 +1,162 @@
+"""VPP by its commands, on moving discs and in the toy world: every stage, resumption, controls, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av", reason="the video extra is not installed")
+pytest.importorskip("diffusers", reason="the svd extra is not installed")
+
+from test_bad_pairs import digest, ideomotor, recording, said
+
+from ideomotor.data.synthetic import synthetic_disc
+from ideomotor.data.video import write_video
+from ideomotor.systems.vpp import Foreseeing, Foresight
+from ideomotor.systems.vpp_presets import PRESETS, looking_with
+from ideomotor.systems.vpp_stages import load_agent, load_models, token_encoder
+from ideomotor.types import Clip
+
+MODELS = ("vae", "predictor", "looking", "policy")
+
+
+def stage(home: Path, name: str, out: Path, *more: object) -> int:
+    words = ["--preset", "tiny", "--out", out, "--cache", home / "cache"]
+    words += ["--data", home / ("shown" if name == "policy" else "films")]
+    earlier = {"video": ("--vae-from", "vae"), "policy": ("--video-from", "video")}
+    if name in earlier and earlier[name][0] not in more and "pixels" not in more:
+        words += [earlier[name][0], home / earlier[name][1]]
+    return ideomotor("vpp", name, *words, *more)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and the three stages trained on it."""
+    home = tmp_path_factory.mktemp("vpp")
+    for number in range(4):
+        video = synthetic_disc(0, number).render(np.arange(12, dtype=float), (32, 32))
+        write_video(home / f"films/{number}.mp4", video, fps=10)
+        recording(home / f"shown/{number}.npz")
+    for name in ("vae", "video", "policy"):
+        assert stage(home, name, home / name) == 0
+    return home
+
+
+def seen(count: int = 2) -> Clip:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (count, 1, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return Clip(frames={"main": frames}, text=("push the disc",) * count)
+
+
+def test_every_preset_is_sound() -> None:
+    for name, make in PRESETS.items():
+        config = make()
+        assert config.seen_shape[0] == config.former.feature_width, name
+        assert looking_with(config, "latents").seen_shape == (config.vae.channels, 1)
+
+
+def test_a_policy_acts_alike_whoever_stands_beside(home: Path) -> None:
+    agent = load_agent(home / "policy")
+    both, one = agent.act(seen(2)), agent.act(seen(1))
+    assert both.shape == (2, 4, 2) and both.isfinite().all()
+    torch.testing.assert_close(both[:1], one, atol=1e-5, rtol=1e-4)
+    assert torch.equal(agent.act(seen(2)), both)
+
+
+def test_the_scale_of_latents_is_measured_and_handed_on(home: Path) -> None:
+    models = load_models(home / "video")
+    assert models.vae is not None and models.predictor is not None
+    assert models.vae.scale != 1.0 and models.predictor.config.latent_scale == models.vae.scale
+    mean, std = models.vae.moments(seen(4).frames["main"])
+    assert 0.2 < models.vae.scale * (mean + std).std() < 5
+
+
+@pytest.mark.parametrize("name", ["vae", "video", "policy"])
+def test_two_parts_are_one_whole(home: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ideomotor.systems import stages
+    from ideomotor.training import Run
+
+    class Pausing(Run):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs, pause_at=2)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "Run", Pausing)
+        stage(home, name, tmp_path / name)
+    assert not (tmp_path / name / "done.json").exists()
+    assert stage(home, name, tmp_path / name) == 0
+    for there in (file for model in MODELS for file in (home / name / model).glob("*.safetensors")):
+        assert there.read_bytes() == (tmp_path / there.relative_to(home)).read_bytes(), there.parent.name
+
+
+@pytest.mark.parametrize("eyes", ["pixels", "latents"])
+def test_controls_train_and_act(home: Path, tmp_path: Path, eyes: str) -> None:
+    more: tuple[object, ...] = ("--eyes", eyes)
+    if eyes == "latents":
+        more += ("--former.feature-width", 4, "--former.frames", 1)
+    assert stage(home, "policy", tmp_path / eyes, *more) == 0
+    agent = load_agent(tmp_path / eyes)
+    assert agent.act(seen()).shape == (2, 4, 2)
+    assert (tmp_path / eyes / "predictor").exists() is False
+
+
+def test_fresh_noise_is_another_future_and_fixed_noise_the_same(home: Path) -> None:
+    models = load_models(home / "video")
+    assert models.vae is not None
+    encoder, frames = token_encoder(models.config), seen().frames["main"]
+    fixed = Foreseeing(models.config, models.vae, models.predictor, encoder)
+    drawn = Foreseeing(replace(models.config, foresight=Foresight(seed=None)), models.vae, models.predictor, encoder)
+    assert torch.equal(fixed(frames, seen().text), fixed(frames, seen().text))
+    assert not torch.equal(drawn(frames, seen().text), drawn(frames, seen().text))
+    other = replace(models.config, foresight=Foresight(sigma=5.0))
+    changed = Foreseeing(other, models.vae, models.predictor, encoder)
+    assert not torch.equal(changed(frames, seen().text), fixed(frames, seen().text))
+
+
+def test_it_is_tried_in_a_world_and_a_rerun_tries_nothing(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gymnasium")
+    words = ("evaluate", home / "policy", "--world", "toy", "--tasks", "red", "--episodes", 1, "--workers", 0)
+    for _ in range(2):
+        assert ideomotor("vpp", *words, "--camera", "main", "--out", tmp_path / "log.jsonl") == 0
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == 1
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_lost(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = digest(home)
+    for words, why in [
+        (("policy", tmp_path / "a", "--video-from", home / "vae"), "holds no video model"),
+        (("policy", tmp_path / "a", "--policy.action-width", 3), "actions of width 2, the policy of 3"),
+        (("policy", tmp_path / "a", "--foresight.layers", 1), "features of width 32; the former reads"),
+        (("policy", tmp_path / "a", "--foresight.sigma", 0), "wanted sigma above 0"),
+        (("policy", tmp_path / "a", "--window.stride", 3), "stride: 2 -> 3"),
+        (("video", tmp_path / "a", "--vae.channels", 8), "latents have 8 channels"),
+        (("video", tmp_path / "a", "--vae.blocks", 2), "has other sizes"),
+        (("video", home / "vae"), "reads from"),
+        (("vae", tmp_path / "a", "--size", 33), "a multiple of 2"),
+    ]:
+        capsys.readouterr()
+        assert stage(home, *words) == 2
+        shown = " ".join(capsys.readouterr().err.replace("│", " ").split())  # some are told in a box
+        assert why in shown and "Traceback" not in shown
+        assert digest(home) == before and not (tmp_path / "a").exists()
+
+
+def test_a_video_model_of_another_run_is_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    assert stage(home, "video", tmp_path / "video", "--seed", 1) == 0
+    shutil.copytree(home / "policy", tmp_path / "policy")
+    shutil.rmtree(tmp_path / "policy/predictor")
+    shutil.copytree(tmp_path / "video/predictor", tmp_path / "policy/predictor")
+    assert (
+        ideomotor("vpp", "evaluate", tmp_path / "policy", "--world", "toy", "--tasks", "red", "--camera", "main") == 2
+    )
+    assert "they do not belong together" in said(capsys)
