@@ -1,7 +1,10 @@
 """The oracle's rules on states made by hand: what counts, and what nearly does."""
 
 import copy
+import itertools
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,3 +107,65 @@ def test_there_are_34_tasks_each_with_words_of_its_own():
     assert len(TASKS) == 34 and set(PlayTableOracle().tasks) == set(TASKS)
     said = [sentence for sentences in SENTENCES.values() for sentence in sentences]
     assert len(said) == len(set(said)) and min(len(sentences) for sentences in SENTENCES.values()) >= 2
+
+
+# Against calvin_env's own oracle, where the user has one.
+
+UIDS = {"robot": 0, "red": 2, "blue": 3, "pink": 4, "world": 6}
+LINKS = {"table": -1, "button": 0, "lever": 1, "slider": 2, "drawer": 3, "plank": 6}
+
+
+def told_as_calvin_env_does(info):
+    """Our state in calvin_env's words; a contact is a tuple with the other's number at 2 and its link at 4."""
+
+    def contacts(name):
+        others = info["touches"][name]
+        return [(0, 0, UIDS.get(other, 5), -1, LINKS.get(other, -1)) for other in others]
+
+    blocks = {
+        f"block_{name}": {
+            "uid": UIDS[name],
+            "current_pos": tuple(block["place"]),
+            "current_orn": (*block["quaternion"][1:], block["quaternion"][0]),
+            "current_lin_vel": (block["speed"], 0, 0),
+            "current_ang_vel": (0, 0, 0),
+            "contacts": contacts(name),
+        }
+        for name, block in info["blocks"].items()
+    }
+    links = {f"{name}_link": link for name, link in LINKS.items()} | {"base_link": LINKS["table"]}
+    scene = {
+        "movable_objects": blocks,
+        "fixed_objects": {"table": {"uid": 5, "links": links}},
+        "doors": {f"base__{'slide' if n == 'slider' else n}": {"current_state": info[n]} for n in ("slider", "drawer")},
+        "lights": {name: {"logical_state": info[name]} for name in ("lightbulb", "led")},
+    }
+    return {"scene_info": scene, "robot_info": {"uid": UIDS["robot"], "contacts": contacts("robot")}}
+
+
+@pytest.mark.sim
+def test_calvin_envs_own_oracle_agrees_on_every_pair_of_states_seen():
+    home = os.environ.get("IDEOMOTOR_CALVIN_ENV")
+    if not home:
+        pytest.skip("IDEOMOTOR_CALVIN_ENV does not name the root of your own calvin_env (it is on no registry)")
+    pytest.importorskip("mujoco")
+    from ideomotor.envs.calvin import CalvinOracle
+    from ideomotor.envs.play_table import PlayTableConfig, PlayTableEnv
+    from ideomotor.envs.play_table_scripts import script
+    from ideomotor.envs.play_table_starts import scene_for
+    from ideomotor.envs.play_table_walk import Walk
+
+    theirs, ours, table = CalvinOracle(Path(home)), PlayTableOracle(), PlayTableEnv(PlayTableConfig(cameras=()))
+    found = set()
+    for task in TASKS:
+        _, info = table.reset(options={"scene_obs": scene_for(task, np.random.default_rng(1))})
+        now, seen = table.state(), [info]
+        plan = script(task, now["robot_obs"], now["scene_obs"])
+        walk = Walk((*plan.before, *plan.task))
+        while not walk.done:
+            seen.append(table.advance(walk.action(table.state()["robot_obs"]))[3])
+        for start, end in itertools.combinations(seen[::8], 2):
+            done = ours.completed(start, end, TASKS)
+            assert done == theirs.completed(told_as_calvin_env_does(start), told_as_calvin_env_does(end), TASKS)
+            found |= done
+    assert found == set(TASKS)

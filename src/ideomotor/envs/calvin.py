@@ -57,7 +57,7 @@ class CalvinEnv(gym.Env[dict[str, Any], np.ndarray]):
     ``scene_obs`` lists the blocks in the order of the scene's file, which is another in each scene: A pink blue red,
     B red blue pink, C blue red pink, D red blue pink. The robot's starting pose is taken from the seven joints of
     ``robot_obs``. Without options, ``reset`` places the blocks at random by the seed. The same seed and actions repeat
-    an episode to about a millimetre, not to the bit: PyBullet remembers contacts of the one before.
+    an episode to about a millimetre and half a degree, not to the bit: PyBullet remembers contacts.
 
     An episode never ends by itself, and the reward is always 0: which task was done is the oracle's to say.
 
