@@ -29,9 +29,10 @@ def tiny(**settings):
     return tokenizer.eval()
 
 
-@pytest.fixture(params=["learned", "ema", "fsq", "three", "symmetric", "residual"])
+@pytest.fixture(params=["learned", "ema", "fsq", "three", "symmetric", "residual", "folded"])
 def tokenizer(request):
     settings = {"three": {"context_length": 3}, "symmetric": {"symmetric": True}, "residual": {"residual": True}}
+    settings["folded"] = {"fold": 2, "widths": (16,)}
     return tiny(**settings.get(request.param, {"codebook": request.param}))
 
 

@@ -16,10 +16,10 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ContextVQGANConfig, *, conditional: bool) -> None:
         super().__init__()
-        groups, widths = config.norm_groups, config.widths
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        groups, widths, self.fold = config.norm_groups, config.widths, config.fold
+        self.conv_in = nn.Conv2d(3 * self.fold**2, widths[0], 3, padding=1)
         self.levels, self.cross, self.tapped = nn.ModuleList(), nn.ModuleList(), []
-        before, size = widths[0], config.size
+        before, size = widths[0], config.size // config.fold
         for i, width in enumerate(widths):
             level: list[nn.Module] = _blocks(before, width, config.blocks, groups)
             if i < len(widths) - 1:
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
     ) -> tuple[Float[Tensor, "frames d rows columns"], list[Tensor]]:
         """Returns latents, and the maps at the resolutions of the cross-attention."""
         maps: list[Tensor] = []
-        x = self.conv_in(x)
+        x = self.conv_in(F.pixel_unshuffle(x, self.fold) if self.fold > 1 else x)
         for level, tapped in zip(self.levels, self.tapped, strict=True):
             x = level(x)
             if tapped:
@@ -59,6 +59,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ContextVQGANConfig, *, conditional: bool) -> None:
         super().__init__()
         groups, widths, self.symmetric = config.norm_groups, config.widths[::-1], config.symmetric
+        self.fold = config.fold
         before, size = widths[0], config.side
         self.conv_in = nn.Conv2d(config.latent, before, 3, padding=1)
         self.middle = _middle(before, groups, attention=conditional or config.middle_attention)
@@ -76,7 +77,7 @@ class Decoder(nn.Module):
                 self.cross.append(_cross(config, width, tapped_size))
             before, size = width, size * 2
         self.norm_out = nn.GroupNorm(groups, before, eps=1e-6)
-        self.conv_out = nn.Conv2d(before, 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(before, 3 * self.fold**2, 3, padding=1)
 
     def remember(self, maps: Sequence[Float[Tensor, "frames _ _ _"]]) -> tuple[KeyValue, ...]:
         """Returns what the conditional form keeps of the plain form's maps."""
@@ -98,7 +99,8 @@ class Decoder(nn.Module):
                 x = self._tap(x, context, maps)
             if self.symmetric:
                 x = upsample(x)
-        return self.conv_out(F.silu(self.norm_out(x))), maps
+        pixels = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(pixels, self.fold) if self.fold > 1 else pixels, maps
 
     def _tap(self, x: Tensor, context: Sequence[KeyValue], maps: list[Tensor]) -> Tensor:
         if self.cross:

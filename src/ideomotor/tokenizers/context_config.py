@@ -12,7 +12,10 @@ class ContextVQGANConfig:
     Attributes:
         size: rows and columns of a frame, in pixels.
         context_length: frames that are coded in full; the frames after them are coded given these.
-        widths: channels at each resolution, beginning with the frame's; each but the first halves it.
+        fold: rows and columns of pixels that are folded into channels before the first convolution, and unfolded
+            behind the last: most of the cost lies at the finest resolution, where there is little to compute. 1 is the
+            published form.
+        widths: channels at each resolution, beginning with the (folded) frame's; each but the first halves it.
         blocks: residual blocks at each resolution of an encoder; a decoder has one more.
         latent: channels at the coarsest resolution.
         patch: rows and columns of latents that share one token in a future frame.
@@ -34,6 +37,7 @@ class ContextVQGANConfig:
 
     size: int = 64
     context_length: int = 2
+    fold: int = 1
     widths: tuple[int, ...] = (128, 256, 512)
     blocks: int = 2
     latent: int = 64
@@ -52,16 +56,16 @@ class ContextVQGANConfig:
     residual: bool = False
 
     def __post_init__(self) -> None:
-        smallest = min(self.size, self.context_length, *self.widths, self.blocks, self.latent, self.patch)
+        smallest = min(self.size, self.context_length, self.fold, *self.widths, self.blocks, self.latent, self.patch)
         if smallest < 1 or not 0 <= self.dropout < 1 or self.commitment < 0:
             raise ValueError(f"sizes must be at least 1, dropout in [0, 1), commitment not below 0: {self}")
         if self.codebook not in ("learned", "ema", "fsq"):
             raise ValueError(f"codebook is {self.codebook!r}; wanted 'learned', 'ema' or 'fsq'")
-        cell = 2 ** (len(self.widths) - 1) * self.patch
+        cell = self.fold * 2 ** (len(self.widths) - 1) * self.patch
         if self.size % cell:
             raise ValueError(
-                f"frames of {self.size} px do not divide into cells of {cell} ({len(self.widths)} widths, patch "
-                f"{self.patch}): choose a multiple, or fewer widths"
+                f"frames of {self.size} px do not divide into cells of {cell} (fold {self.fold}, {len(self.widths)} "
+                f"widths, patch {self.patch}): choose a multiple, or fewer widths"
             )
         odd = [width for width in self.widths if width % self.norm_groups or width % self.heads]
         if odd:
@@ -70,7 +74,7 @@ class ContextVQGANConfig:
     @property
     def side(self) -> int:
         """Rows (and columns) of the latent grid."""
-        return self.size // 2 ** (len(self.widths) - 1)
+        return self.size // self.fold // 2 ** (len(self.widths) - 1)
 
     @property
     def num_codes(self) -> tuple[int, int]:

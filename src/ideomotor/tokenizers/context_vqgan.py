@@ -194,9 +194,11 @@ class ContextVQGAN(nn.Module):
         painted = self._unfold(dynamics, features, len(frames))
         true = _unit(rearrange(frames[:, :context], "b c colour h w -> (b c) colour h w"))
         future = _unit(rearrange(frames[:, context:], "b f c h w -> (b f) c h w"))
+        before = _unit(last).repeat_interleave(frames.shape[1] - context, 0)
         return Reconstruction(
             Painted(true, features.pixels.flatten(0, 1), commitment, ids.flatten(1)),
             Painted(future, painted, future_commitment, future_ids),
+            (future - before).abs().amax(1, keepdim=True),
         )
 
     def _look(self, context: UInt8[Tensor, "b c colour h w"]) -> tuple[Float[Tensor, "frames h w d"], list[Tensor]]:

@@ -29,6 +29,8 @@ class Reconstruction(NamedTuple):
 
     context: Painted
     future: Painted
+    moved: Float[Tensor, "n 1 h w"] | None = None
+    """How far each of the future's true pixels lies from the last context frame's, the furthest colour, in [0, 1]."""
 
     @property
     def true(self) -> Float[Tensor, "n c h w"]:
@@ -51,6 +53,8 @@ class ReconstructionConfig:
         critic_weight: times the adaptive weight.
         balanced: pixel and perceptual terms are means over all frames; otherwise context and future count the same,
             whatever their numbers.
+        motion_weight: an error of the future counts 1 + motion_weight * m, with m in [0, 1] the pixel's distance from
+            the last context frame. What moves is small, and what an action leads to.
         train_codebooks: False leaves the codes as they are (to fine-tune what a world model already speaks).
     """
 
@@ -59,15 +63,16 @@ class ReconstructionConfig:
     perceptual_weight: float = 1.0
     critic_weight: float = 0.8
     balanced: bool = False
+    motion_weight: float = 0.0
     train_codebooks: bool = True
 
     def __post_init__(self) -> None:
         if self.pixels not in ("l1", "l2"):
             raise ValueError(f"pixels is {self.pixels!r}; wanted 'l1' or 'l2'")
-        if min(self.pixel_weight, self.perceptual_weight, self.critic_weight) < 0:
+        if min(self.pixel_weight, self.perceptual_weight, self.critic_weight, self.motion_weight) < 0:
             raise ValueError(
-                f"pixel_weight {self.pixel_weight}, perceptual_weight {self.perceptual_weight} and critic_weight "
-                f"{self.critic_weight} must not be below 0"
+                f"pixel_weight {self.pixel_weight}, perceptual_weight {self.perceptual_weight}, critic_weight "
+                f"{self.critic_weight} and motion_weight {self.motion_weight} must not be below 0"
             )
 
 
@@ -82,13 +87,15 @@ def price(
     reconstruction: Reconstruction, sizes: tuple[int, int], config: ReconstructionConfig, perceptual: Distance | None
 ) -> Priced:
     """Returns the losses of a reconstruction, and the codebooks' health; ``sizes`` are those of the codebooks."""
-    context, future = reconstruction
+    context, future, moved = reconstruction
     shares = _shares(len(context.true), len(future.true), config.balanced)
     pixel = F.l1_loss if config.pixels == "l1" else F.mse_loss
-    terms = {
-        "context": pixel(context.painted.float(), context.true),
-        "future": pixel(future.painted.float(), future.true),
-    }
+    terms = {"context": pixel(context.painted.float(), context.true)}
+    if config.motion_weight and moved is not None:
+        errors = pixel(future.painted.float(), future.true, reduction="none")
+        terms["future"] = ((1 + config.motion_weight * moved) * errors).mean()
+    else:
+        terms["future"] = pixel(future.painted.float(), future.true)
     total = shares[0] * terms["context"] + shares[1] * config.pixel_weight * terms["future"]
     reference = terms["future"]
     if perceptual is not None:
@@ -100,7 +107,7 @@ def price(
     total = total + terms["commitment_context"] + terms["commitment_dynamics"]
     with torch.no_grad():
         terms["psnr"] = -10 * F.mse_loss(future.painted.float().clamp(0, 1), future.true).clamp_min(1e-10).log10()
-        for name, part, size in zip(("context", "dynamics"), reconstruction, sizes, strict=True):
+        for name, part, size in zip(("context", "dynamics"), (context, future), sizes, strict=True):
             terms[f"{name}_codes_in_batch"] = torch.bincount(part.ids.flatten(), minlength=size).count_nonzero() / size
             terms[f"{name}_perplexity"] = perplexity(part.ids, size)
     return Priced(Losses(total=total, terms={name: term.detach() for name, term in terms.items()}), reference)
