@@ -163,7 +163,7 @@ def test_a_killed_evaluation_goes_on(tmp_path, after):
 PROGRAM = """
 import sys
 from pathlib import Path
-from test_calvin import SCRIPT, SEQUENCES, tables
+from test_calvin_evaluation import SCRIPT, SEQUENCES, tables
 from ideomotor.evaluation.calvin import evaluate_sequences
 from ideomotor.evaluation.calvin_scripted import ScriptedAgent
 
