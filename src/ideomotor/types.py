@@ -46,6 +46,7 @@ class Clip:
         tokens: the tokenizer's latent frames of this window, by camera, where a cache holds them.
         latents: a VAE's latents of this window's frames, by camera, where the data have them: not scaled, the mean or
             a sample, as the loader was told.
+        features: what a predictor sees of the future in the last context frame, by camera, where a cache holds it.
         domain: one id a sample, see ``DOMAINS``; None where all are unknown.
     """
 
@@ -57,6 +58,7 @@ class Clip:
     proprio: Float[Tensor, "b state"] | None = None
     tokens: Mapping[str, Int[Tensor, "b latent n"]] | None = None
     latents: Mapping[str, Float[Tensor, "b t z h w"]] | None = None
+    features: Mapping[str, Float[Tensor, "b t n d"]] | None = None
     domain: Int[Tensor, " b"] | None = None
 
     def __len__(self) -> int:

@@ -1,6 +1,9 @@
 """VPP by its commands, on moving discs and in the toy world: every stage, resumption, controls, and what is refused."""
 
+import itertools
 import json
+import shutil
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from ideomotor.systems.vpp_presets import PRESETS, looking_with
 from ideomotor.systems.vpp_stages import load_agent, load_models, token_encoder
 from ideomotor.types import Clip
 
+BLIND = ("--eyes", "latents", "--former.feature-width", 4, "--former.frames", 1)
 MODELS = ("vae", "predictor", "looking", "policy")
 
 
@@ -94,13 +98,39 @@ def test_two_parts_are_one_whole(home: Path, tmp_path: Path, name: str, monkeypa
 
 @pytest.mark.parametrize("eyes", ["pixels", "latents"])
 def test_controls_train_and_act(home: Path, tmp_path: Path, eyes: str) -> None:
-    more: tuple[object, ...] = ("--eyes", eyes)
-    if eyes == "latents":
-        more += ("--former.feature-width", 4, "--former.frames", 1)
-    assert stage(home, "policy", tmp_path / eyes, *more) == 0
+    assert stage(home, "policy", tmp_path / eyes, *(BLIND if eyes == "latents" else ("--eyes", eyes))) == 0
     agent = load_agent(tmp_path / eyes)
     assert agent.act(seen()).shape == (2, 4, 2)
     assert (tmp_path / eyes / "predictor").exists() is False
+
+
+@pytest.mark.parametrize("more", [(), ("--policy-stage.optim.bf16",), BLIND], ids=["foresight", "bf16", "latents"])
+def test_cached_features_train_the_same_policy(home: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
+    caches = [set((home / "cache").glob("features-*"))]
+    for words in ((), ("--cache-features",), ("--cache-features", "--fresh")):
+        assert stage(home, "policy", tmp_path / "".join(words[:1]), *more, *words) == 0
+        caches.append(set((home / "cache").glob("features-*")))
+    assert [len(now - before) for before, now in itertools.pairwise(caches)] == [0, 1, 0]
+    slow, fast = (load_models(tmp_path / out) for out in ("", "--cache-features"))
+    for one, other in ((slow.policy, fast.policy), (slow.looking, fast.looking)):
+        assert one is not None and other is not None
+        # Weights moved by up to 8e-3. Adam may turn a gradient near 0 the other way, so single ones differ more.
+        apart = torch.cat([(w - other.state_dict()[n]).abs().flatten() for n, w in one.state_dict().items()])
+        assert apart.max() < 1e-3 and apart.mean() < 1e-5, (apart.max(), apart.mean())
+
+
+def test_features_that_cannot_be_made_once_or_have_no_room_are_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stage(home, "policy", tmp_path / "a", "--cache-features", "--foresight.seed", "None") == 2
+    assert "set --foresight.seed 0, or --no-cache-features" in " ".join(capsys.readouterr().err.split())
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
+        assert stage(home, "policy", tmp_path / "a", "--cache-features", "--foresight.sigma", 3) == 2
+    shown = capsys.readouterr().err
+    assert "features of 12 windows: 0.4 MB in" in shown and "or --no-cache-features" in shown
+    assert not (tmp_path / "a").exists()
 
 
 def test_fresh_noise_is_another_future_and_fixed_noise_the_same(home: Path) -> None:
@@ -150,8 +180,6 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(
 def test_a_video_model_of_another_run_is_refused(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     assert stage(home, "video", tmp_path / "video", "--seed", 1) == 0
     shutil.copytree(home / "policy", tmp_path / "policy")
     shutil.rmtree(tmp_path / "policy/predictor")

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import numpy as np
 
 from ideomotor.files import synced, write_text
 from ideomotor.types import Dataset, Episode
+
+ELSEWHERE = "cache at a smaller size, or choose another folder"
 
 
 def description(dataset: Dataset) -> list[Any]:
@@ -65,8 +67,8 @@ def locked(final: Path) -> Iterator[None]:
         yield
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Refuses to begin what the disk cannot hold.
+def require_space(folder: Path, needed: int, what: str, way_out: str = ELSEWHERE) -> None:
+    """Refuses to begin what the disk cannot hold; ``way_out`` ends the message.
 
     Raises:
         OSError: fewer than ``needed`` bytes are free in ``folder``.
@@ -76,7 +78,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         raise OSError(
             errno.ENOSPC,
             f"{what} needs {needed / 1e6:,.1f} MB and {folder} has {free / 1e6:,.1f} MB free: free some space, "
-            "cache at a smaller size, or choose another folder",
+            f"{way_out}",
         )
 
 
@@ -123,11 +125,13 @@ class ArrayFile:
     full kills the process instead of raising.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], what: str, way_out: str = ELSEWHERE
+    ) -> None:
         """Opens the file, or makes it, which ``fresh`` then tells.
 
         Raises:
-            OSError: the disk has no room for it; ``what`` names it in the message.
+            OSError: the disk has no room for it; ``what`` names it in the message, and ``way_out`` ends it.
         """
         self.shape, self.dtype = shape, dtype
         self._row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
@@ -140,7 +144,7 @@ class ArrayFile:
         self.fresh = not path.exists() or path.stat().st_size != size or not _begins_alike(path, draft)
         if self.fresh:
             path.unlink(missing_ok=True)
-            require_space(path.parent, size, what)
+            require_space(path.parent, size, what, way_out)
             draft.replace(path)
         draft.unlink(missing_ok=True)
         self._file = os.open(path, os.O_RDWR)
@@ -164,6 +168,54 @@ class ArrayFile:
     def close(self) -> None:
         """Gives the file back."""
         os.close(self._file)
+
+
+def fill_rows(
+    draft: Draft,
+    file: str,
+    total: int,
+    batch_size: int,
+    make: Callable[[range], np.ndarray[Any, Any]],
+    what: str,
+    progress: Callable[[int, int], None] | None = None,
+    way_out: str = ELSEWHERE,
+) -> tuple[int, ...]:
+    """Fills an array file of a draft batch by batch, from where a kill left off; returns the array's shape.
+
+    Args:
+        draft: nothing else is recorded in its journal.
+        file: its name.
+        total: rows.
+        batch_size: rows made at a time.
+        make: returns those rows, always of one shape and type. It is called for the first ones even where they are on
+            the disk: only then is known how wide a row is.
+        what: names the array where the disk has no room for it.
+        progress: called with rows done and to be done.
+        way_out: of a full disk.
+
+    Raises:
+        OSError: the disk has no room; what was made so far is kept for the next try.
+    """
+    rows = make(range(min(batch_size, total)))
+    shape = (total, *rows.shape[1:])
+    what = f"{what} ({total:,} windows of {rows[0].nbytes:,} bytes)"
+    array = ArrayFile(draft.folder / file, shape, rows.dtype, what, way_out)
+    try:
+        if array.fresh:
+            draft.restart()
+        done = max((int(entry["stop"]) for entry in draft.done()), default=0)
+        while done < total:
+            if done > 0:
+                rows = make(range(done, min(done + batch_size, total)))
+            array.write(done, rows)
+            array.sync()
+            done += len(rows)
+            draft.record({"stop": done})
+            if progress is not None:
+                progress(done, total)
+    finally:
+        array.close()
+    return shape
 
 
 def _begins_alike(path: Path, draft: Path) -> bool:

@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt64
 from torch import Tensor
 
+from ideomotor.data.feature_cache import FeatureCache
 from ideomotor.data.latent_windows import Draw, read_latents, vae_of
 from ideomotor.data.mixture import Mixture, Source
 from ideomotor.data.signals import read_actions, read_proprio, read_rewards, refuse_other_widths
@@ -22,6 +23,7 @@ from ideomotor.data.windows import WindowIndex
 from ideomotor.types import Clip, domain_id
 
 _Signal = Float32[np.ndarray, "t width"]
+_Cache = TypeVar("_Cache", TokenCache, FeatureCache)
 
 
 class ClipLoader:
@@ -39,6 +41,7 @@ class ClipLoader:
         start: the first step that iterating yields.
         with_frames: False leaves ``frames`` empty, for training on tokens alone.
         token_cache: caches of the windows of every source and camera, in any order; they become ``tokens``.
+        feature_cache: the same, of what a predictor sees in their newest frames; they become ``features``.
         latents: "mean" or "sample" (another each time a window comes) gives clips the ``latents`` of every camera.
         actions: False for video that may not have any: clips then have neither actions nor ``proprio``. With actions
             they have ``proprio`` where every episode of every source recorded it.
@@ -63,12 +66,13 @@ class ClipLoader:
         rewards: bool = False,
         prefetch: int = 2,
         pin: bool = False,
+        feature_cache: Sequence[FeatureCache] | None = None,
     ) -> None:
         """Reads the actions, states and rewards of every episode, and no frame.
 
         Raises:
             ValueError: the sources do not fit one another, an episode lacks actions or rewards or has damaged ones, a
-                token cache or latents are missing, or the batch cannot be shared evenly.
+                cache or latents are missing, or the batch cannot be shared evenly.
         """
         if world_size < 1 or not 0 <= rank < world_size or batch_size < 1 or batch_size % world_size:
             raise ValueError(
@@ -80,7 +84,9 @@ class ClipLoader:
         if not sources:
             raise ValueError("no sources were given: a loader needs at least one")
         caches = [token_cache] if isinstance(token_cache, TokenCache) else token_cache
-        self._readers = [_SourceReader(source, actions, rewards, with_frames, caches, latents) for source in sources]
+        self._readers = [
+            _SourceReader(source, actions, rewards, with_frames, caches, latents, feature_cache) for source in sources
+        ]
         _refuse_unequal(self._readers, actions, rewards)
         self._with_proprio = all(reader.states is not None for reader in self._readers)
         self.mixture = Mixture([s.weight for s in sources], [len(reader.index) for reader in self._readers], seed)
@@ -132,6 +138,7 @@ class _SourceReader:
         with_frames: bool,
         caches: Sequence[TokenCache] | None,
         latents: Draw | None,
+        features: Sequence[FeatureCache] | None,
     ) -> None:
         self.source, self.with_frames, self.latents = source, with_frames, latents
         self.index = WindowIndex(source.dataset, source.window)
@@ -143,7 +150,8 @@ class _SourceReader:
         self.states = self._read_states() if actions else None
         # A column, so that a window cuts them as it cuts actions.
         self.rewards = [read_rewards(each)[:, None] for each in source.dataset.episodes] if rewards else None
-        self.tokens = None if caches is None else {name: self._tokens(name, caches) for name in self.cameras}
+        self.tokens = None if caches is None else self._fitting(caches, "token")
+        self.features = None if features is None else self._fitting(features, "feature")
 
     @property
     def name(self) -> str:
@@ -185,6 +193,7 @@ class _SourceReader:
             rewards=rewards,
             proprio=proprio,
             tokens=None if self.tokens is None else {name: cache.read(wanted) for name, cache in self.tokens.items()},
+            features=None if self.features is None else {n: cache.read(wanted) for n, cache in self.features.items()},
             domain=torch.full((len(wanted),), domain_id(self.source.domain)),
         )
 
@@ -207,16 +216,19 @@ class _SourceReader:
         refuse_other_widths(self.source.dataset, "proprio", [values.shape[1] for values in recorded])
         return recorded
 
-    def _tokens(self, name: str, caches: Sequence[TokenCache]) -> TokenCache:
-        camera, size = self.cameras[name], self.source.size
-        key = windows_key(self.index, camera, size)
-        fitting = [cache for cache in caches if cache.windows == key]
-        if len(fitting) != 1:
-            raise ValueError(
-                f"{len(fitting)} of {len(caches)} token caches fit the windows of source {self.name!r}, camera "
-                f"{camera!r}; wanted one: build it from the same dataset, window and camera, with one tokenizer"
-            )
-        return fitting[0]
+    def _fitting(self, caches: Sequence[_Cache], what: str) -> dict[str, _Cache]:
+        """The cache of each camera's windows."""
+        found: dict[str, _Cache] = {}
+        for name, camera in self.cameras.items():
+            key = windows_key(self.index, camera, self.source.size)
+            fitting = [cache for cache in caches if cache.windows == key]
+            if len(fitting) != 1:
+                raise ValueError(
+                    f"{len(fitting)} of {len(caches)} {what} caches fit the windows of source {self.name!r}, camera "
+                    f"{camera!r}; wanted one: build it from the same dataset, window and camera, with one model"
+                )
+            found[name] = fitting[0]
+        return found
 
 
 def _refuse_no_video(source: Source) -> None:
@@ -250,6 +262,10 @@ def _refuse_unequal(readers: Sequence[_SourceReader], actions: bool, rewards: bo
             theirs = (other.tokens or {}).get(name, cache)
             facts.append((f"tokenizer of {name!r}", cache.tokenizer, theirs.tokenizer))
             facts.append((f"tokens of {name!r}", cache.tokens.shape[1:], theirs.tokens.shape[1:]))
+        for name, held in (first.features or {}).items():
+            others = (other.features or {}).get(name, held)
+            facts.append((f"model of the features of {name!r}", held.model, others.model))
+            facts.append((f"features of {name!r}", held.features.shape[1:], others.features.shape[1:]))
         for what, ours, theirs in facts:
             if ours != theirs:
                 raise ValueError(

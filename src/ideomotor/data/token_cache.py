@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ideomotor.data.cache import Progress
-from ideomotor.data.draft import ArrayFile, Draft, description, digest, locked, open_array, read_index
+from ideomotor.data.draft import Draft, description, digest, fill_rows, locked, open_array, read_index
 from ideomotor.data.windows import WindowIndex
 
 VERSION = 1
@@ -121,42 +121,24 @@ class _Filler:
         whole: bool,
     ) -> None:
         self.index, self.encode, self.vocab, self.camera, self.size = index, encode, vocab, camera, size
-        self.whole = whole
+        self.whole, self.context_latents = whole, 0
         self.dtype = np.dtype(np.int16 if vocab <= 1 << 15 else np.int32)
 
     def fill(self, draft: Draft, batch_size: int, names: dict[str, Any], progress: Progress | None) -> None:
-        total = len(self.index)
-        # The width of a row is known only once something was encoded.
-        rows, context_latents = self._encoded(range(min(batch_size, total)))
-        shape = (total, *rows.shape[1:])
-        what = f"the token cache of {self.index.dataset.name!r} ({total} windows of {rows[0].size} tokens)"
-        array = ArrayFile(draft.folder / "tokens.npy", shape, self.dtype, what)
-        try:
-            if array.fresh:
-                draft.restart()
-            done = max((int(entry["stop"]) for entry in draft.done()), default=0)
-            while done < total:
-                if done > 0:
-                    rows, _ = self._encoded(range(done, min(done + batch_size, total)))
-                array.write(done, rows)
-                array.sync()
-                done += len(rows)
-                draft.record({"stop": done})
-                if progress is not None:
-                    progress(done, total)
-        finally:
-            array.close()
-        facts = {"vocab": self.vocab, "context_latents": context_latents, "shape": shape}
+        what = f"the token cache of {self.index.dataset.name!r}"
+        shape = fill_rows(draft, "tokens.npy", len(self.index), batch_size, self._encoded, what, progress)
+        facts = {"vocab": self.vocab, "context_latents": self.context_latents, "shape": shape}
         draft.finish({"kind": "tokens", "version": VERSION, **names, **facts})
 
     @torch.inference_mode()
-    def _encoded(self, windows: range) -> tuple[Int[np.ndarray, "b latent n"], int]:
+    def _encoded(self, windows: range) -> Int[np.ndarray, "b latent n"]:
         frames = self.index.read(windows, self.camera, self.size)
         context = self.index.config.context
         apart = self.index.config.horizon and not self.whole
         parts = [frames[:, :context], frames[:, context:]] if apart else [frames]
         tokens = [self._checked(self.encode(part), part) for part in parts]
-        return torch.cat(tokens, dim=1).numpy().astype(self.dtype), tokens[0].shape[1]
+        self.context_latents = tokens[0].shape[1]
+        return torch.cat(tokens, dim=1).numpy().astype(self.dtype)
 
     def _checked(self, tokens: Tensor, frames: Tensor) -> Tensor:
         if tokens.ndim != 3 or len(tokens) != len(frames) or tokens.is_floating_point():

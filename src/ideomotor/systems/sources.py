@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ideomotor.data.cache import cached, first_camera
+from ideomotor.data.feature_cache import FeatureCache
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.latent_windows import Draw
 from ideomotor.data.loader import ClipLoader
@@ -136,7 +137,7 @@ def read_facts(folder: Path) -> list[DataFacts]:
 
 
 class TrainingClips(NamedTuple):
-    """Sources, and where a frozen tokenizer is at work the tokens of all their windows."""
+    """Sources, and where a frozen model is at work the tokens, or the features, of all their windows."""
 
     sources: list[Source]
     validation: Sequence[Source] = ()
@@ -145,6 +146,7 @@ class TrainingClips(NamedTuple):
     actions: bool = False
     rewards: bool = False
     latents: Draw | None = None
+    features: list[FeatureCache] | None = None
 
     def held_out(self, stage: Stage, batches: int = 2) -> list[Clip]:
         """Returns batches of held-out clips, always the same ones; none where nothing is held out."""
@@ -176,6 +178,7 @@ class TrainingClips(NamedTuple):
             latents=self.latents,
             actions=self.actions,
             rewards=self.rewards,
+            feature_cache=self.features,
             pin=run.device.type == "cuda",
         )
 

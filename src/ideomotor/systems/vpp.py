@@ -8,7 +8,7 @@ head (stage 2), acting. A control reads the newest frame with a network of its o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -80,6 +80,7 @@ class VPP:
         stem: of the control that looks with a CNN of its own.
         policy: sizes of the action head.
         save_every: training steps after which a stage's state is saved.
+        cache_features: stage 2 makes what the policy looks with once a window, on disk, and not at every step.
     """
 
     size: int = 64
@@ -97,6 +98,7 @@ class VPP:
     stem: PixelStemConfig = field(default_factory=PixelStemConfig)
     policy: EDMTransformerConfig = field(default_factory=EDMTransformerConfig)
     save_every: int = 200
+    cache_features: bool = False
     vae_stage: Stage = field(default_factory=lambda: Stage(steps=600, batch=4, optim=OptimConfig(lr=1e-3, warmup=50)))
     video_stage: Stage = field(default_factory=lambda: Stage(steps=1000, batch=16))
     policy_stage: Stage = field(default_factory=lambda: Stage(steps=2000, batch=32))
@@ -136,6 +138,11 @@ class VPP:
                 f"{self.former.frames} of width {self.former.feature_width}: set --former.frames {frames} "
                 f"--former.feature-width {width}"
             )
+        if self.cache_features and self.eyes == "foresight" and self.foresight.seed is None:
+            raise ValueError(
+                "features of fresh noise differ at every look and cannot be made once: set --foresight.seed 0, or "
+                "--no-cache-features"
+            )
         if self.policy.feature_width != self.former.width:
             raise ValueError(
                 f"the former hands on width {self.former.width}, the policy reads {self.policy.feature_width}: set "
@@ -165,11 +172,12 @@ class Looking(nn.Module):
             self.former = VideoFormer(config.former)
 
     def forward(
-        self, frames: UInt8[Tensor, "b 1 c h w"], features: Float[Tensor, "b t n d"] | None
+        self, frames: UInt8[Tensor, "b 1 c h w"] | None, features: Float[Tensor, "b t n d"] | None
     ) -> Float[Tensor, "b m d"]:
         """Returns the tokens; ``frames`` are those of all views, one above the other, ``features`` of the former."""
         if features is not None:
             return self.former(features)
+        assert frames is not None
         one = rearrange(frames, "b t c (view h) w -> (b view) t c h w", view=self.config.views)
         return self.read(rearrange(self.stem(one), "(b view) n d -> b (view n) d", view=self.config.views))
 
@@ -197,6 +205,10 @@ class Foreseeing:
             first, text, foresight.sigma, foresight.layers, noise=noise, steps=foresight.steps
         )
 
+    def alone(self) -> Foreseeing:
+        """Returns the same for one view by itself: noise is that of each, so features of one depend on no other."""
+        return Foreseeing(replace(self.config, views=1), self.vae, self.predictor, self.text)
+
 
 class ActionDenoising(nn.Module):
     """Clip with actions -> foretold features -> Video Former -> noised actions -> the actions themselves."""
@@ -212,16 +224,19 @@ class ActionDenoising(nn.Module):
         """Returns the denoising loss of the recorded actions."""
         if clip.actions is None:
             raise ValueError("a clip without actions came to stage 2: give demonstrations, not actionless video")
-        newest = seen_frames(clip, self.config.views)[:, :1]
-        features = None
-        if self.foreseeing is not None:
-            features = self.foreseeing.module.foreseeing(newest, clip.text)
-        else:
-            moved = [random_shift(part, self.config.shift, torch.default_generator)
-                     for part in newest.chunk(self.config.views, -2)]  # fmt: skip
-            newest = torch.cat(moved, -2)
         goal = self.goal(clip.text).to(clip.actions.device)
-        return self.policy.loss(clip.actions, self.looking(newest, features), goal, clip.proprio, clip.action_mask)
+        return self.policy.loss(clip.actions, self._looked(clip), goal, clip.proprio, clip.action_mask)
+
+    def _looked(self, clip: Clip) -> Float[Tensor, "b m d"]:
+        """What the policy reads of the clip; features come from the cache where the clip has them."""
+        if clip.features is not None:
+            return self.looking(None, torch.cat([clip.features[name] for name in view_names(self.config.views)], 2))
+        newest = seen_frames(clip, self.config.views)[:, :1]
+        if self.foreseeing is not None:
+            return self.looking(newest, self.foreseeing.module.foreseeing(newest, clip.text))
+        moved = [random_shift(part, self.config.shift, torch.default_generator)
+                 for part in newest.chunk(self.config.views, -2)]  # fmt: skip
+        return self.looking(torch.cat(moved, -2), None)
 
 
 class _Held(nn.Module):

@@ -37,6 +37,7 @@ def cpu() -> VPP:
             ),
             sampling=Sampling(steps=8, sigma_min=0.02),
         ),
+        cache_features=True,
         vae_stage=Stage(steps=500, batch=4, every=4, optim=OptimConfig(lr=2e-3, warmup=50, bf16=True)),
         video_stage=Stage(
             steps=900, batch=12, every=2, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.01, ema=0.995, bf16=True)

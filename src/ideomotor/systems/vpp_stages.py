@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from ideomotor.data.acting_windows import ActingWindow
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.latent_encoding import LatentSpec
 from ideomotor.data.latents import LatentCache, with_cached_latents
@@ -53,6 +54,7 @@ from ideomotor.systems.stages import (
 from ideomotor.systems.trials import View, roll_out
 from ideomotor.systems.vpdd import TextEncoder
 from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking, TokenEncoder, VPPAgent, cameras_of
+from ideomotor.systems.vpp_features import feature_caches
 from ideomotor.systems.vpp_prepare import VAEEncoder, load_vae, vae_fingerprint
 from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig, VAEReconstruction
 from ideomotor.training.checkpoint import fingerprint, load_model
@@ -205,17 +207,23 @@ def run_policy(data: DataOptions, config: VPP, video_from: Path | None, out: Pat
         earlier |= {"vae": vae_fingerprint(vae)}
         if predictor is not None:
             earlier |= {"predictor": fingerprint(predictor, predictor.config)}
-    sources = None
+    sources = features = None
     if to_train(out, fresh):
-        sources = open_sources(data, config, config.policy_stage, actions=True)
+        window = ActingWindow(chunk=config.window.chunk)
+        sources = open_sources(replace(data, strides=()), config, config.policy_stage, actions=True, window=window)
         refuse_other_width(config, sources)
+        if config.cache_features and vae is not None:
+            foreseeing = Foreseeing(config, vae, predictor, token_encoder(config))
+            features = feature_caches(sources.train, foreseeing, data.cache)
     with open_run(out, config, seed, fresh, data, earlier) as run:
         if sources is not None:
             sources.note(out)
             for part in (vae, predictor):
                 if part is not None:
                     part.to(run.device).eval()
-            clips = TrainingClips(sources.train, sources.validation, actions=True)
+            clips = TrainingClips(
+                sources.train, sources.validation, with_frames=features is None, actions=True, features=features
+            )
             train_policy(config, clips, vae, predictor, run)
 
 
