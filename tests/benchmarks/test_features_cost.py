@@ -39,7 +39,7 @@ def test_other_features_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     predictor = features_cost.sized(features_cost.published_sizes(True, 2))
     vae = features_cost.filled(lambda: features_cost.SVDVAE(features_cost.SVDVAEConfig(widths=(32,) * 4, blocks=1)))
-    rungs = features_cost.ladder(predictor, predictor, vae, features_cost.Film(2, 8, 1), True)
+    rungs = features_cost.ladder((predictor, vae), (predictor, vae), features_cost.Film(2, 8, 1), True)
     plain, ours = rungs[0](), rungs[2]()
     torch.testing.assert_close(ours[0], plain[0], atol=1e-4, rtol=0)
     monkeypatch.setattr(features_cost, "SIGMA", 5.0)
