@@ -18,9 +18,10 @@ from test_bad_pairs import digest, ideomotor, recording, said
 
 from ideomotor.data.synthetic import synthetic_disc
 from ideomotor.data.video import write_video
-from ideomotor.systems.vpp import Foreseeing, Foresight
+from ideomotor.systems.vpp import ActionDenoising, Foreseeing, Foresight
 from ideomotor.systems.vpp_presets import PRESETS, looking_with
-from ideomotor.systems.vpp_stages import load_agent, load_models, token_encoder
+from ideomotor.systems.vpp_shards import pack, unpack
+from ideomotor.systems.vpp_stages import goal_encoder, load_agent, load_models, token_encoder
 from ideomotor.types import Clip
 
 BLIND = ("--eyes", "latents", "--former.feature-width", 4, "--former.frames", 1)
@@ -68,6 +69,30 @@ def test_a_policy_acts_alike_whoever_stands_beside(home: Path) -> None:
     assert both.shape == (2, 4, 2) and both.isfinite().all()
     torch.testing.assert_close(both[:1], one, atol=1e-5, rtol=1e-4)
     assert torch.equal(agent.act(seen(2)), both)
+
+
+def test_a_state_that_is_recorded_and_not_read_changes_nothing(home: Path) -> None:
+    models = load_models(home / "policy")
+    assert models.vae is not None and models.looking is not None and models.policy is not None
+    foreseeing = Foreseeing(models.config, models.vae, models.predictor, token_encoder(models.config))
+    parts = (models.looking.eval(), models.policy.eval(), foreseeing, goal_encoder(models.config))
+    objective, losses = ActionDenoising(models.config, *parts), []
+    for proprio in (None, torch.randn(2, 3)):
+        torch.manual_seed(0)
+        losses.append(objective(replace(seen(), actions=torch.zeros(2, 4, 2), proprio=proprio)).total)
+    assert losses[0] == losses[1] > 0
+
+
+def test_a_policy_comes_back_from_small_files(home: Path, tmp_path: Path) -> None:
+    files = pack(home / "policy", tmp_path / "packed", limit=400_000)
+    assert len(files) > 4 and max(file.stat().st_size for file in files) < 450_000
+    unpack(tmp_path / "packed", tmp_path / "again")
+    there, again = load_models(home / "policy"), load_models(tmp_path / "again")
+    assert there.config == again.config
+    for one, other in zip(there[1:], again[1:], strict=True):
+        rounded = {name: weight.bfloat16().float() for name, weight in one.named_parameters()}
+        assert all(torch.equal(weight, rounded[name]) for name, weight in other.named_parameters())
+    assert load_agent(tmp_path / "again").act(seen()).isfinite().all()
 
 
 def test_the_scale_of_latents_is_measured_and_handed_on(home: Path) -> None:

@@ -225,7 +225,8 @@ class ActionDenoising(nn.Module):
         if clip.actions is None:
             raise ValueError("a clip without actions came to stage 2: give demonstrations, not actionless video")
         goal = self.goal(clip.text).to(clip.actions.device)
-        return self.policy.loss(clip.actions, self._looked(clip), goal, clip.proprio, clip.action_mask)
+        proprio = clip.proprio if self.policy.config.proprio_width else None  # recorded, but not always read
+        return self.policy.loss(clip.actions, self._looked(clip), goal, proprio, clip.action_mask)
 
     def _looked(self, clip: Clip) -> Float[Tensor, "b m d"]:
         """What the policy reads of the clip; features come from the cache where the clip has them."""
