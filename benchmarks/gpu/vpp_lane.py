@@ -39,6 +39,7 @@ def model() -> VPP:
     return replace(
         cpu,
         text="hashed",  # 50 known sentences need only be told apart; the encoder's 84 MB can stay at home
+        cache_features=False,  # 1 MB a window: 100 GB for these data; a GPU looks anew in milliseconds
         save_every=5000,  # the clock saves the state too, and the end of a call
         video=replace(cpu.video, unet=replace(cpu.video.unet, widths=(96, 128, 128, 128), heads=(3, 4, 4, 4))),
         former=VideoFormerConfig(
