@@ -230,8 +230,9 @@ def speed_rows(tiny: bool) -> list[Row]:
 
 
 def _row(name: str, dtype: torch.dtype, looks: float, acts: float, found: Tensor, wanted: Tensor) -> Row:
+    """The error is None where float16 has overflown."""
     error = (found.float() - wanted).square().mean().sqrt() / wanted.std()
     return {
         "what": f"act: {name}", "weights": str(dtype).removeprefix("torch."), "ms a look": looks, "ms an act": acts,
-        "features off by": float(error),
+        "features off by": float(error) if error.isfinite() else None,
     }  # fmt: skip
