@@ -10,6 +10,7 @@ from ideomotor.evaluation.statistics import (
     paired_difference,
     probability_of_improvement,
     rank_agreement,
+    ratio_of_sums,
     spearman,
     wilson,
 )
@@ -216,3 +217,21 @@ def test_agreement_of_rankings_is_resampled_over_policies_and_shared_episodes():
 def test_rankings_that_do_not_pair_are_refused(theirs):
     with pytest.raises(ValueError, match="wanted the same 3 policies"):
         rank_agreement([[1.0, 2.0]] * len(theirs) if len(theirs) > 2 else theirs, theirs)
+
+
+def test_a_ratio_of_sums_is_pooled_and_drawn_by_episode():
+    above, below, episodes = [1.0, 2.0, 3.0, 10.0], [1.0, 0.0, 1.0, 2.0], "aabc"
+    found = ratio_of_sums(above, below, episodes)
+    sums, counts = np.array([3.0, 3.0, 10.0]), np.array([1.0, 1.0, 2.0])
+    every = [sums[list(drawn)].sum() / counts[list(drawn)].sum() for drawn in itertools.product(range(3), repeat=3)]
+    assert found.value == 4.0
+    assert found.low == pytest.approx(np.quantile(every, 0.025)) and found.high == pytest.approx(max(every))
+    assert ratio_of_sums([2.0, 1.0], [0.0, 1.0]).low == 1.0  # draws with nothing to divide by are left out
+    assert mean_of_clips(above, episodes) == ratio_of_sums(above, [1.0] * 4, episodes)
+    assert math.isnan(ratio_of_sums(above, below, "aaaa").low)
+    assert ratio_of_sums(above, below, "aaaa").plain() == {"value": 4.0, "low": None, "high": None}
+    for wrong in ([0.0] * 4, [1.0, -1.0, 1.0, 1.0]):
+        with pytest.raises(ValueError, match="wanted more than 0"):
+            ratio_of_sums(above, wrong)
+    with pytest.raises(ValueError, match="names of episodes"):
+        ratio_of_sums(above, below[:3])

@@ -15,6 +15,8 @@ from ideomotor.predictors.latent_diffusion import LatentDiffusion, Noising, Vide
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig, TimeIds, published, small, svd
 from ideomotor.predictors.svd_unet import SVDUNetConfig, config_of
 from ideomotor.training.config import config_from_json, config_to_json
+from ideomotor.training.learner import Learner
+from ideomotor.training.optim import OptimConfig
 from ideomotor.types import Borrowed, Clip
 
 UNET = SVDUNetConfig(widths=(32, 32, 64, 64), heads=(1, 1, 2, 2), layers=1, text_width=16, time_width=8)
@@ -133,6 +135,11 @@ def test_sampling_repeats_with_its_seed_and_hears_the_sentence(predictor, genera
     assert not torch.allclose(guided[:, 1:], film[:, 1:], atol=1e-4)
     silent = torch.zeros_like(text)  # with nothing said there is nothing to enlarge
     torch.testing.assert_close(sample(guidance=4.0, text=silent), sample(text=silent), atol=1e-4, rtol=1e-4)
+    one = torch.tensor([True, False])  # withheld from the second alone
+    part = predictor.sample(first[:, 0], text, 3, 1.0, torch.Generator().manual_seed(0), told=one)
+    torch.testing.assert_close(part[0], film[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(part[1], sample(text=silent)[1], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(part[1], film[1], atol=1e-4)
 
 
 def test_training_and_use_tell_the_same_unless_it_is_asked_for(generator):
@@ -193,6 +200,26 @@ def test_dropouts_withhold_sentence_and_frame(generator):
     predictor.loss(batch.latents["front"], batch.latents["front"][:, 0], WORDS(batch.text), noising)
     x, _, text, _ = given[0]
     assert text.flatten(1).any(1).equal(told) and x[:, :, 4:].flatten(1).any(1).equal(~told)
+
+
+def test_held_out_losses_are_of_the_same_draws_each_time(predictor, generator):
+    batches = [clip(generator), clip(generator)]
+    learner = Learner(VideoDenoising(predictor, WORDS), OptimConfig(lr=1e-3, warmup=0), 2)
+    first = learner.validate(batches)
+    torch.manual_seed(5)
+    assert learner.validate(batches) == first
+    learner.update(batches[0])
+    assert learner.validate(batches) != first
+
+
+def test_a_loss_is_the_mean_of_its_films(predictor, generator):
+    batch = clip(generator)
+    film, text = batch.latents["front"], WORDS(batch.text)
+    draws = predictor.noising(film, generator)
+    losses = predictor.film_losses(film, film[:, 0], text, draws)
+    assert losses.shape == (2,) and predictor.loss(film, film[:, 0], text, draws).total == losses.mean()
+    alone = draws._replace(sigma=draws.sigma[1:], noise=draws.noise[1:], told=draws.told[1:], seen=draws.seen[1:])
+    torch.testing.assert_close(predictor.film_losses(film[1:], film[1:, 0], text[1:], alone), losses[1:])
 
 
 def test_noise_on_the_first_frame_is_told_in_training_and_sampling(generator):

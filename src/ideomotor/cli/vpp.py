@@ -1,4 +1,4 @@
-"""The stages of VPP as commands: prepare, vae, video, policy, evaluate."""
+"""The stages of VPP as commands: prepare, vae, video, policy, evaluate; with gate and predict between them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from ideomotor.cli.vpp_videos import VPPGate, VPPPredict
 from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.vpp import VPP
 from ideomotor.systems.vpp_prepare import PrepareOptions
@@ -148,9 +149,14 @@ def stages(config: VPP) -> Any:
         Annotated[VPPPrepare, tyro.conf.subcommand("prepare")]
         | Annotated[VPPAutoencoder, tyro.conf.subcommand("vae", default=vae)]
         | Annotated[VPPVideo, tyro.conf.subcommand("video", default=video)]
+        | Annotated[VPPGate, tyro.conf.subcommand("gate")]
+        | Annotated[VPPPredict, tyro.conf.subcommand("predict")]
         | Annotated[VPPPolicy, tyro.conf.subcommand("policy", default=policy)]
         | Annotated[VPPEvaluate, tyro.conf.subcommand("evaluate")]
     )
     group = make_dataclass("VPPStages", [("command", Annotated[stages, tyro.conf.arg(name="")])], frozen=True)
-    group.__doc__ = "VPP: its stages (vae, video, policy), latents made once (prepare), and its trial (evaluate)."
+    group.__doc__ = (
+        "VPP: its stages (vae, video, policy), latents made once (prepare), looks at stage 1 (gate, predict), and its "
+        "trial (evaluate)."
+    )
     return group

@@ -34,6 +34,10 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def plain(self) -> dict[str, float | None]:
+        """Returns the three by name, for JSON; what is not finite (the interval of a single episode) is None."""
+        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+
 
 def wilson(successes: int, episodes: int, level: float = 0.95) -> Estimate:
     """Returns the share of successes with Wilson's score interval.
@@ -175,26 +179,57 @@ def mean_of_clips(
     Raises:
         ValueError: no clip, not one episode a clip, a level outside (0, 1), or no resamples.
     """
-    owners = list(range(len(values)) if episodes is None else episodes)
-    if not len(values) or len(owners) != len(values) or resamples < 1:
+    return ratio_of_sums(values, [1.0] * len(values), episodes, level=level, resamples=resamples, seed=seed)
+
+
+def ratio_of_sums(
+    above: Sequence[float],
+    below: Sequence[float],
+    episodes: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """Returns the sum of ``above`` over clips, divided by that of ``below``, with its bootstrap interval.
+
+    Of squared errors and numbers of pixels it is the pooled error; of two models' errors, by how much they differ.
+    Episodes are drawn as in ``mean_of_clips``; draws in which ``below`` sums to 0 are left out.
+
+    Args:
+        above: one a clip.
+        below: one a clip, none below 0.
+        episodes: which episode each clip is of; by default each is of its own.
+        level: of the interval.
+        resamples: how many ratios are drawn.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no clip, lengths that differ, nothing to divide by, a level outside (0, 1), or no resamples.
+    """
+    owners = list(range(len(above)) if episodes is None else episodes)
+    if not len(above) or not len(owners) == len(above) == len(below) or resamples < 1:
         raise ValueError(
-            f"{len(values)} clips, {len(owners)} names of episodes, {resamples} resamples; wanted at least one clip, "
+            f"{len(above)} clips, {len(owners)} names of episodes, {resamples} resamples; wanted at least one clip, "
             "the name of its episode for each, and at least 1 resample"
         )
+    if min(below) < 0 or not sum(below) > 0:
+        raise ValueError(f"what is divided by sums to {sum(below)}; wanted more than 0, and no clip below")
     names = {name: number for number, name in enumerate(dict.fromkeys(owners))}
     places = [names[name] for name in owners]
-    sums, counts = np.bincount(places, weights=np.asarray(values, dtype=np.float64)), np.bincount(places)
-    mean, tail = float(sums.sum() / len(places)), (1 - _checked(level)) / 2
+    sums, counts = (np.bincount(places, weights=np.asarray(row, dtype=np.float64)) for row in (above, below))
+    ratio, tail = float(sums.sum() / counts.sum()), (1 - _checked(level)) / 2
     if len(names) == 1:
-        return Estimate(mean, float("nan"), float("nan"))
+        return Estimate(ratio, float("nan"), float("nan"))
     rng = np.random.Generator(np.random.Philox(key=seed))
     block = max(1, _DRAWS_AT_ONCE // len(names))
     draws = []
     for start in range(0, resamples, block):
         picked = rng.integers(len(names), size=(min(block, resamples - start), len(names)))
-        draws.append(sums[picked].sum(axis=-1) / counts[picked].sum(axis=-1))
+        upper, lower = sums[picked].sum(axis=-1), counts[picked].sum(axis=-1)
+        draws.append(upper[lower > 0] / lower[lower > 0])
     low, high = np.quantile(np.concatenate(draws), [tail, 1 - tail])
-    return Estimate(mean, float(low), float(high))
+    return Estimate(ratio, float(low), float(high))
 
 
 def spearman(ours: Float[np.ndarray, "*resample n"], theirs: Float[np.ndarray, "*resample n"]) -> np.ndarray:

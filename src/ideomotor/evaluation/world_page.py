@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import Template
 from typing import Any
 
@@ -26,10 +26,40 @@ class Film:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Told:
+    """What the page says of that which a model is told, in whole phrases.
+
+    Attributes:
+        mark: the page's name, beside the sign.
+        lead: how the films are to be read.
+        question: heading of what is found out about it.
+        heard: what the model does if it matters.
+        hear_not: the same after "it does not".
+        untold: stands where there was nothing to be told.
+        numbers: the file of the figures, beside the page.
+    """
+
+    mark: str = "ideomotor world"
+    lead: str = (
+        "While the context plays, all panels show it (blue). Then: what happened (green), futures drawn from the "
+        "world for the same actions (orange), and how far the first of them is off (magenta)."
+    )
+    question: str = "Does it hear actions?"
+    heard: str = "hears what is done"
+    hear_not: str = "hear what is done"
+    untold: str = "This world was trained without actions."
+    numbers: str = "scores/scores.json"
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldPage:
     """All that the page shows.
 
     Attributes:
+        ours: the name of the model's own curve.
+        rivals: curves that it is set against in words; None for all others.
+        told: how the page speaks of what the model is told, by default of a world that hears actions.
+        tables: further figures, by caption.
         moving_psnr: by name ("world", ``STILL``, others), a figure a step, in dB.
         gaps: by what was done instead ("another clip's actions", "no action"), by how much the squared error (pixels
             in 0..1) grows: value, low, high; None for ends that cannot be had.
@@ -50,12 +80,16 @@ class WorldPage:
     protocol: Mapping[str, Any]
     stages: Sequence[Stage]
     environment: Mapping[str, Any]
+    ours: str = "world"
+    rivals: Sequence[str] | None = None
+    told: Told = Told()
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def world_page(data: WorldPage) -> str:
     """Returns the page, one HTML file that asks nothing of any network."""
     text, policy = page.template("world_page.html")
-    steps = range(1, len(data.moving_psnr["world"]) + 1)
+    steps = range(1, len(data.moving_psnr[data.ours]) + 1)
     series = [charts.Line(name, list(steps), list(values)) for name, values in data.moving_psnr.items()]
     label = "Moving-pixel PSNR in dB by step of the imagination"
     return Template(text).substitute(
@@ -68,11 +102,14 @@ def world_page(data: WorldPage) -> str:
         f"<br>{label}</figcaption></figure>",
         table=_steps(data.moving_psnr),
         futures=_films(data.films),
-        actions=_gaps(data.gaps),
+        mark=say.escaped(data.told.mark),
+        lead=say.escaped(data.told.lead),
+        question=say.escaped(data.told.question),
+        numbers=say.escaped(data.told.numbers),
+        told=_gaps(data.gaps, data.told.untold),
         protocol=page.pairs(data.protocol, "Protocol")
-        + page.pairs(
-            {name: _figure(row) for name, row in data.strict.items()}, "Future frames alone (protocol strict)"
-        ),
+        + page.pairs({name: _figure(row) for name, row in data.strict.items()}, "Future frames alone (protocol strict)")
+        + "".join(page.pairs(rows, caption) for caption, rows in data.tables.items()),
         cost=page.pairs({one.name: say.duration(one.seconds) for one in data.stages}, "Time of the stages"),
         environment=page.pairs(data.environment, "The machine and the versions of this run"),
         command=say.escaped(data.command),
@@ -81,9 +118,9 @@ def world_page(data: WorldPage) -> str:
 
 def verdicts(data: WorldPage) -> list[str]:
     """Returns what may be said, in sentences."""
-    ours, said = data.moving_psnr["world"], []
+    ours, said = data.moving_psnr[data.ours], []
     for name, theirs in data.moving_psnr.items():
-        if name != "world":
+        if name != data.ours and (data.rivals is None or name in data.rivals):
             ahead = sum(mine > other for mine, other in zip(ours, theirs, strict=True))
             mean = sum(ours) / len(ours) - sum(theirs) / len(theirs)
             gap = f"{mean:+.1f} dB".replace("-", "−")
@@ -91,12 +128,12 @@ def verdicts(data: WorldPage) -> list[str]:
     for name, (value, low, high) in data.gaps.items():
         heard = low is not None and low > 0
         if value == 0:
-            said.append(f"With {name} the imagination is the same: it does not hear what is done.")
+            said.append(f"With {name} the imagination is the same: it does not {data.told.hear_not}.")
             continue
         said.append(
             f"With {name} the error {'grows' if value > 0 else 'shrinks'} by {abs(value):.2e}"
             + (f" (95% interval {low:.2e} to {high:.2e})." if low is not None and high is not None else ".")
-            + (" It hears what is done." if heard else " These clips cannot tell whether it hears what is done.")
+            + (f" It {data.told.heard}." if heard else f" These clips cannot tell whether it {data.told.heard}.")
         )
     if data.reward_error is not None:
         off, constant = data.reward_error["world"], data.reward_error["their mean"]
@@ -132,9 +169,9 @@ def _films(films: Sequence[Film]) -> str:
     )
 
 
-def _gaps(gaps: Mapping[str, tuple[float, float | None, float | None]]) -> str:
+def _gaps(gaps: Mapping[str, tuple[float, float | None, float | None]], untold: str) -> str:
     if not gaps:
-        return page.not_yet("This world was trained without actions.")
+        return page.not_yet(untold)
     return page.pairs({f"with {name}": _figure(row) for name, row in gaps.items()}, "Growth of the squared error")
 
 

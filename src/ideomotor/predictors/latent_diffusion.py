@@ -122,6 +122,16 @@ class LatentDiffusion(nn.Module):
             noising: the draws; made here by default.
         """
         draws = self.noising(latents) if noising is None else noising
+        return Losses(total=self.film_losses(latents, first, text, draws).mean())
+
+    def film_losses(
+        self,
+        latents: Float[Tensor, "b t z h w"],
+        first: Float[Tensor, "b z h w"],
+        text: Float[Tensor, "b n width"],
+        draws: Noising,
+    ) -> Float[Tensor, " b"]:
+        """Returns the loss of each film under given draws; see ``loss``, which is their mean."""
         x0 = latents.float() * self.config.latent_scale
         ids = self.time_ids(self.config.ids, len(x0))
         if draws.strength is not None and draws.first is not None:
@@ -131,7 +141,7 @@ class LatentDiffusion(nn.Module):
         told = self.text(text) * draws.told[:, None, None]
         noised = x0 + draws.sigma[:, None, None, None, None] * draws.noise
         error = (self.denoise(noised, draws.sigma, first, told, ids) - x0).square().mean((1, 2, 3, 4))  # b
-        return Losses(total=(scaling(draws.sigma, 1.0).weight * error).mean())
+        return scaling(draws.sigma, 1.0).weight * error
 
     @torch.no_grad()
     def sample(
@@ -143,6 +153,7 @@ class LatentDiffusion(nn.Module):
         generator: torch.Generator | None = None,
         *,
         noise: Float[Tensor, "b t z h w"] | None = None,
+        told: Bool[Tensor, " b"] | None = None,
         sampler: Callable[[Denoise, Tensor, Tensor], Tensor] = euler,
     ) -> Float[Tensor, "b t z h w"]:
         """Returns films as unscaled latents.
@@ -155,9 +166,11 @@ class LatentDiffusion(nn.Module):
                 first. 1 is none, and costs half.
             generator: of the noise.
             noise: to begin with, in place of drawn noise; of as many frames as are wanted.
+            told: False where the sentence is withheld, as in training; it never is by default.
             sampler: of ``diffusion.sigma_samplers``.
         """
-        config, told = self.config, self.text(text)
+        config = self.config
+        spoken = self.text(text) if told is None else self.text(text) * told[:, None, None]
         noise = self._noise(first, generator) if noise is None else noise
         ids = self.time_ids(config.sampling_ids or config.ids, len(first))
         if config.augmentation is not None and ids[0, 2] > 0:
@@ -167,8 +180,8 @@ class LatentDiffusion(nn.Module):
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             if guidance == 1:
-                return self.denoise(x, sigma, first, told, ids)
-            both = torch.cat([torch.zeros_like(told), told])
+                return self.denoise(x, sigma, first, spoken, ids)
+            both = torch.cat([torch.zeros_like(spoken), spoken])
             without, within = self.denoise(
                 x.repeat(2, 1, 1, 1, 1), sigma.repeat(2), torch.cat([blank, first]), both, ids.repeat(2, 1)
             ).chunk(2)

@@ -111,17 +111,17 @@ def imagine_file(
     if temperature is None:
         temperature = float(samples > 1)
     _check_sampling(samples, steps, temperature, order, guidance)
-    _check_written(source, out, film)
+    check_written(source, out, film)
     models = load_models(model)
     tokenizer, predictor = _foretelling(models)
     config = models.config
     episodes = open_dataset(source).episodes
-    facts = _noted(model, source, len(episodes))
+    facts = noted(model, source, len(episodes))
     of = domain_id(_domain(model, predictor, facts, domain))
     if facts is not None and episode is None:  # one that was not learned from
         there = {candidate.id for candidate in episodes}
         episode = next((name for name in facts.held_out if name in there), None)
-    chosen = _find(source, episodes, episode)
+    chosen = find_episode(source, episodes, episode)
     if stride is None:
         stride = config.window.stride if facts is None else facts.stride
     start = chosen.length // 3 if start is None else start
@@ -157,10 +157,15 @@ def imagine_file(
     if film is not None:
         write_video(film, denoising_film(tokenizer, predictor, passes, context[0], truth[0], futures), FPS)
         lines.append(f"{film}: the same futures as they are denoised, {len(passes)} passes; grey is not known yet")
-    return lines + _measured(context, truth, futures, start + stride * horizon - (chosen.length - 1))
+    return lines + measured(context, truth, futures, start + stride * horizon - (chosen.length - 1))
 
 
-def _check_written(source: Path, out: Path, film: Path | None) -> None:
+def check_written(source: Path, out: Path, film: Path | None) -> None:
+    """Refuses to write where the input lies, or files that cannot hold a video.
+
+    Raises:
+        ValueError: naming the path.
+    """
     for path in (out, *filter(None, [film])):
         container_of(path)
         if path.resolve().is_relative_to(source.resolve()):  # the file itself, or a place in the data set
@@ -187,13 +192,13 @@ def _check_sampling(samples: int, steps: int | None, temperature: float, order: 
         )
 
 
-def _measured(
+def measured(
     context: UInt8[Tensor, "1 t c h w"],
     truth: UInt8[Tensor, "1 u c h w"],
     futures: UInt8[Tensor, "samples u c h w"],
     beyond: int,
 ) -> list[str]:
-    """Lines on how far the first future is off; ``beyond`` frames of the truth lie behind the clip's end."""
+    """Returns lines on how far the first future is off; ``beyond`` frames of the truth lie behind the clip's end."""
     error = moving_error(truth, futures[:1], context[:, -1:])
     still = moving_error(truth, repeat_last(context, truth.shape[1]), context[:, -1:])
     lines = []
@@ -206,11 +211,11 @@ def _measured(
     return lines
 
 
-def _noted(model: Path, source: Path, episodes: int) -> DataFacts | None:
-    """What the model's stage noted of a data set: of that path, or moved with the run, of that name and number."""
-    path, noted = source.resolve(), read_facts(model)
-    moved = [one for one in noted if Path(one.path).name == path.name and one.learned + len(one.held_out) == episodes]
-    return next((one for one in noted if one.path == str(path)), moved[0] if moved else None)
+def noted(model: Path, source: Path, episodes: int) -> DataFacts | None:
+    """Returns what the model's stage noted of a data set: of its path, or moved with the run, of its name and size."""
+    path, every = source.resolve(), read_facts(model)
+    moved = [one for one in every if Path(one.path).name == path.name and one.learned + len(one.held_out) == episodes]
+    return next((one for one in every if one.path == str(path)), moved[0] if moved else None)
 
 
 def _domain(model: Path, predictor: DiscreteDiffusionPredictor, facts: DataFacts | None, named: str | None) -> str:
@@ -225,7 +230,12 @@ def _domain(model: Path, predictor: DiscreteDiffusionPredictor, facts: DataFacts
     return named
 
 
-def _find(source: Path, episodes: Sequence[Episode], episode: str | None) -> Episode:
+def find_episode(source: Path, episodes: Sequence[Episode], episode: str | None) -> Episode:
+    """Returns the episode of that id; the first where none is named.
+
+    Raises:
+        ValueError: there is none of that id.
+    """
     if episode is None:
         return episodes[0]
     for candidate in episodes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ideomotor.data.formats import open_dataset
+from ideomotor.data.segments import SegmentWindow
 from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.report import Stage as ReportStage
 from ideomotor.evaluation.world_page import Film, WorldPage, world_page
@@ -19,8 +20,9 @@ from ideomotor.layers.sampling import Sampling
 from ideomotor.systems import quickstarts
 from ideomotor.systems.collection_worlds import WORLDS, world_config
 from ideomotor.systems.experience import collect_experience
+from ideomotor.systems.held_out import held_out_clips, shown
 from ideomotor.systems.ivideogpt import PRESETS, IVideoGPT
-from ideomotor.systems.ivideogpt_scores import HeldOut, as_json, held_out_clips, score
+from ideomotor.systems.ivideogpt_scores import as_json, score
 from ideomotor.systems.ivideogpt_stages import run_tokenizer, run_world
 from ideomotor.systems.panels import comparison
 from ideomotor.systems.quickstart_report import environment
@@ -109,7 +111,9 @@ def write_scores(config: WorldQuickstart, model: IVideoGPT, out: Path, folder: P
     """Scores world and deaf copy on held-out clips, and writes figures and videos into ``folder``."""
     greedy, drawn = Sampling(temperature=0), Sampling(top_k=100)
     world = World.load(out / "world", sampling=greedy)
-    clips = held_out_clips(out / "world", (), model, config.clips)
+    shape = model.window
+    window = SegmentWindow(frames=shape.frames, context=shape.context, stride=shape.stride)
+    clips = held_out_clips(out / "world", (), window, model.size, config.clips)
     others = {"without actions": World.load(out / "deaf", sampling=greedy)}
     scores = score(world, clips, others, seed=config.seed)
     world.sampling = drawn
@@ -175,14 +179,6 @@ def costs(out: Path) -> Iterator[ReportStage]:
         if done.is_file():
             facts = read_json(done)
             yield ReportStage(name=name, seconds=facts["seconds"], peak_rss_bytes=facts["peak_rss_bytes"])
-
-
-def shown(clips: HeldOut, count: int) -> list[int]:
-    """Returns which clips are shown: of the livelier half, evenly spaced, so none is chosen for how well it went."""
-    last = clips.frames[:, :1].int()
-    moved = (clips.frames.int() - last).abs().amax(2).gt(20).float().mean((1, 2, 3))
-    lively = moved.argsort(descending=True)[: max(count, len(moved) // 2)].sort().values.tolist()
-    return lively[:: max(1, len(lively) // count)][:count]
 
 
 def options(config: WorldQuickstart, out: Path) -> DataOptions:

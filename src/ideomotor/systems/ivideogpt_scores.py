@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +12,19 @@ from jaxtyping import Float, UInt8
 from rich.table import Table
 from torch import Tensor
 
-from ideomotor.data.formats import open_dataset
-from ideomotor.data.mixture import Source
 from ideomotor.data.segments import SegmentWindow
-from ideomotor.data.signals import read_rewards
-from ideomotor.data.windows import WindowIndex
 from ideomotor.evaluation.action_sensitivity import ActionSensitivity, action_sensitivity, exchanged
 from ideomotor.evaluation.statistics import Estimate
 from ideomotor.evaluation.video_metrics import SquaredError, moving_error, mse, repeat_last
 from ideomotor.evaluation.video_protocols import STRICT, compare_videos, join, video_table
 from ideomotor.layers.sampling import Sampling
-from ideomotor.systems.ivideogpt import IVideoGPT
+from ideomotor.systems.held_out import HeldOut, held_out_clips
 from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.progress import bar
-from ideomotor.systems.sources import read_facts
 from ideomotor.systems.world import World
 from ideomotor.training.checkpoint import write_json
 
 _AT_ONCE = 16  # clips imagined together
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """Clips that no world has learned from.
-
-    Attributes:
-        frames: context first, then what happened.
-        actions: row ``k`` is done at frame ``k`` and leads to the next; None for video without actions.
-        rewards: row ``k`` is what that action brought; None where an episode has none.
-        episodes: which episode each clip was cut from.
-        texts: instruction or caption.
-    """
-
-    frames: UInt8[Tensor, "b t c h w"]
-    actions: Float[Tensor, "b t a"] | None
-    rewards: Float[Tensor, "b t"] | None
-    episodes: list[str]
-    texts: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,63 +71,12 @@ def evaluate(
     sampling = Sampling(temperature=0) if samples == 1 else Sampling(top_k=100)
     world = World.load(folder, sampling=sampling, seed=seed)
     others = {} if against is None else {against.name: World.load(against, sampling=sampling, seed=seed)}
-    held_out = held_out_clips(folder, data, config, clips)
+    shape = config.window
+    window = SegmentWindow(frames=shape.frames, context=shape.context, stride=shape.stride)
+    held_out = held_out_clips(folder, data, window, config.size, clips)
     scores = score(world, held_out, others, samples=samples, seed=seed)
     write_json(out, as_json(scores))
     return scores
-
-
-def held_out_clips(folder: Path, data: Sequence[Path], config: IVideoGPT, count: int) -> HeldOut:
-    """Returns clips spread evenly over what the stage held out, or over the data sets that are named.
-
-    Raises:
-        ValueError: the stage held nothing out, or its data are gone.
-    """
-    window = SegmentWindow(frames=config.window.frames, context=config.window.context, stride=config.window.stride)
-    sources = []
-    if data:
-        sources = [Source(open_dataset(path), window=window) for path in data]
-    else:
-        for facts in read_facts(folder):
-            if facts.held_out:
-                dataset = open_dataset(Path(facts.path))
-                kept = tuple(episode for episode in dataset.episodes if episode.id in set(facts.held_out))
-                shown = SegmentWindow(frames=window.frames, context=window.context, stride=facts.stride)
-                cameras = {"main": facts.camera}
-                sources.append(Source(replace(dataset, episodes=kept), window=shown, cameras=cameras))
-    if not sources:
-        raise ValueError(f"{folder} held out no episode: name data sets with --data, or train with --validation 0.1")
-    return clips_of(sources, config.size, count)
-
-
-def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
-    """Returns ``count`` clips, or as many as there are, spread evenly over the windows of all sources."""
-    if count < 1:
-        raise ValueError(f"clips is {count}; wanted at least 1")
-    indices = [WindowIndex(source.dataset, source.window) for source in sources]
-    places = [(number, window) for number, index in enumerate(indices) for window in range(len(index))]
-    chosen = places[:: max(1, len(places) // count)][:count]
-    frames, actions, rewards, episodes, texts = [], [], [], [], []
-    for number, window in chosen:
-        source, index = sources[number], indices[number]
-        (camera,) = source.camera_names().values()
-        frames.append(index.read([window], camera, (size, size)))
-        of, anchor = index.locate(window)
-        episode = source.dataset.episodes[of]
-        episodes.append(f"{source.dataset.name}/{episode.id}")
-        texts.append(episode.text)
-        if episode.read_actions is not None:
-            actions.append(torch.from_numpy(source.window.actions(episode.read_actions(), anchor)[0]))
-        if episode.read_rewards is not None:
-            column = read_rewards(episode)[:, None]
-            rewards.append(torch.from_numpy(source.window.actions(column, anchor)[0][:, 0]))
-    return HeldOut(
-        frames=torch.cat(frames),
-        actions=torch.stack(actions) if len(actions) == len(chosen) else None,
-        rewards=torch.stack(rewards) if len(rewards) == len(chosen) else None,
-        episodes=episodes,
-        texts=texts,
-    )
 
 
 def score(
@@ -232,14 +156,10 @@ def _heard(
 def as_json(scores: WorldScores) -> dict[str, Any]:
     """Returns the figures as plain values; an interval that cannot be had (one episode) is null."""
     plain = asdict(scores)
-    plain["strict"] = {name: _plain(row) for name, row in scores.strict.items()}
+    plain["strict"] = {name: row.plain() for name, row in scores.strict.items()}
     if scores.sensitivity is not None:
-        plain["sensitivity"] = {name: _plain(row) for name, row in scores.sensitivity._asdict().items()}
+        plain["sensitivity"] = {name: row.plain() for name, row in scores.sensitivity._asdict().items()}
     return plain
-
-
-def _plain(row: Estimate) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in row._asdict().items()}
 
 
 def score_table(scores: WorldScores) -> Table:

@@ -50,6 +50,22 @@ def comparison(
     return side_by_side([torch.cat([framed(context, "seen"), panel]) for panel in after])
 
 
+def truth_above(
+    context: UInt8[Tensor, "t c h w"],
+    truth: UInt8[Tensor, "u c h w"] | None,
+    futures: UInt8[Tensor, "samples u c h w"],
+) -> UInt8[Tensor, "frames c more_h more_w"]:
+    """Returns imagined futures side by side, what happened above each of them; None where nobody knows that.
+
+    While the context plays, all panels show it, as seen.
+    """
+    seen = framed(context, "seen")
+    rows = [side_by_side([torch.cat([seen, framed(future, "imagined")]) for future in futures])]
+    if truth is not None:
+        rows.insert(0, side_by_side([torch.cat([seen, framed(truth, "truth")])] * len(futures)))
+    return torch.cat(rows, -2)
+
+
 def heat(one: UInt8[Tensor, "t c h w"], other: UInt8[Tensor, "t c h w"]) -> UInt8[Tensor, "t c h w"]:
     """Returns the absolute difference as a heat picture: black is none, over red and yellow to white (``HOTTEST``).
 

@@ -1,0 +1,104 @@
+"""Clips that a stage held out, to score a model on: which they are, and which of them are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ideomotor.data.formats import open_dataset
+from ideomotor.data.mixture import Source
+from ideomotor.data.segments import SegmentWindow
+from ideomotor.data.signals import read_rewards
+from ideomotor.data.windows import WindowIndex
+from ideomotor.systems.sources import read_facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Clips that no model has learned from.
+
+    Attributes:
+        frames: context first, then what happened.
+        actions: row ``k`` is done at frame ``k`` and leads to the next; None for video without actions.
+        rewards: row ``k`` is what that action brought; None where an episode has none.
+        episodes: which episode each clip was cut from.
+        texts: instruction or caption.
+        names: data set, episode, camera and first frame of each clip.
+    """
+
+    frames: UInt8[Tensor, "b t c h w"]
+    actions: Float[Tensor, "b t a"] | None
+    rewards: Float[Tensor, "b t"] | None
+    episodes: list[str]
+    texts: list[str]
+    names: list[str]
+
+
+def held_out_clips(folder: Path, data: Sequence[Path], window: SegmentWindow, size: int, count: int) -> HeldOut:
+    """Returns clips spread evenly over what the stage held out, or over the data sets that are named.
+
+    Every camera that the stage looked through gives clips of its own; of data sets that are named it is the first.
+
+    Raises:
+        ValueError: the stage held nothing out, or its data are gone.
+    """
+    sources = [Source(open_dataset(path), window=window) for path in data] or list(_held_out(folder, window))
+    if not sources:
+        raise ValueError(f"{folder} held out no episode: name data sets with --data, or train with --validation 0.1")
+    return clips_of(sources, size, count)
+
+
+def _held_out(folder: Path, window: SegmentWindow) -> Iterator[Source]:
+    for facts in read_facts(folder):
+        if facts.held_out:
+            dataset = open_dataset(Path(facts.path))
+            kept = tuple(episode for episode in dataset.episodes if episode.id in set(facts.held_out))
+            shown = replace(window, stride=facts.stride)
+            for camera in facts.camera.split(","):
+                yield Source(replace(dataset, episodes=kept), window=shown, cameras={"main": camera})
+
+
+def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
+    """Returns ``count`` clips, or as many as there are, spread evenly over the windows of all sources."""
+    if count < 1:
+        raise ValueError(f"clips is {count}; wanted at least 1")
+    indices = [WindowIndex(source.dataset, source.window) for source in sources]
+    places = [(number, window) for number, index in enumerate(indices) for window in range(len(index))]
+    taken = min(count, len(places))
+    chosen = [places[(2 * k + 1) * len(places) // (2 * taken)] for k in range(taken)]
+    frames, actions, rewards, episodes, texts, names = [], [], [], [], [], []
+    for number, window in chosen:
+        source, index = sources[number], indices[number]
+        (camera,) = source.camera_names().values()
+        frames.append(index.read([window], camera, (size, size)))
+        of, anchor = index.locate(window)
+        episode = source.dataset.episodes[of]
+        episodes.append(f"{source.dataset.name}/{episode.id}")
+        texts.append(episode.text)
+        names.append(f"{episodes[-1]}, {camera}, frame {anchor}")
+        if episode.read_actions is not None:
+            actions.append(torch.from_numpy(source.window.actions(episode.read_actions(), anchor)[0]))
+        if episode.read_rewards is not None:
+            column = read_rewards(episode)[:, None]
+            rewards.append(torch.from_numpy(source.window.actions(column, anchor)[0][:, 0]))
+    return HeldOut(
+        frames=torch.cat(frames),
+        actions=torch.stack(actions) if len(actions) == len(chosen) else None,
+        rewards=torch.stack(rewards) if len(rewards) == len(chosen) else None,
+        episodes=episodes,
+        texts=texts,
+        names=names,
+    )
+
+
+def shown(clips: HeldOut, count: int) -> list[int]:
+    """Returns which clips are shown: of the livelier half, evenly spaced, so none is chosen for how well it went."""
+    last = clips.frames[:, :1].int()
+    moved = (clips.frames.int() - last).abs().amax(2).gt(20).float().mean((1, 2, 3))
+    lively = moved.argsort(descending=True)[: max(count, len(moved) // 2)].sort().values.tolist()
+    return lively[:: max(1, len(lively) // count)][:count]

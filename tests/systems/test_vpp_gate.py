@@ -1,0 +1,209 @@
+"""VPP's gate and its predictions, on a model trained for seconds: the same figures every time, and what is refused."""
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av", reason="the video extra is not installed")
+pytest.importorskip("diffusers", reason="the svd extra is not installed")
+
+from test_bad_pairs import digest, ideomotor, recording, said
+
+from ideomotor.data.synthetic import synthetic_disc
+from ideomotor.data.video import VideoFrames, write_video
+from ideomotor.systems.held_out import HeldOut
+from ideomotor.systems.vpp_gate_scores import Asked, GateOptions, denoising, measure, other_sentences
+from ideomotor.systems.vpp_videos import VideoModel
+
+QUICK = ("--clips", 6, "--samples", 2, "--steps", 2, "--noises", 1, "--sigmas", 0.5, 5.0)
+OPTIONS = GateOptions(clips=6, samples=2, steps=2, noises=1, sigmas=(0.5, 5.0))
+
+
+def film(number: int, size: int = 32) -> torch.Tensor:
+    return synthetic_disc(0, number).render(np.arange(12, dtype=float), (size, size))
+
+
+def write_png(path: Path, picture: torch.Tensor) -> None:
+    import av
+
+    codec = av.CodecContext.create("png", "w")
+    codec.height, codec.width, codec.pix_fmt, codec.time_base = *picture.shape[1:], "rgb24", Fraction(1, 10)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()), "rgb24")
+    path.write_bytes(b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)]))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Films with two captions, half of them held out; an autoencoder and a video model trained on the others."""
+    home = tmp_path_factory.mktemp("gate")
+    for number in range(8):
+        write_video(home / f"films/{number}.mp4", film(number), fps=10)
+    captions = [{"file": f"{number}.mp4", "text": ("go left", "go right")[number % 2]} for number in range(8)]
+    (home / "films/captions.jsonl").write_text("\n".join(map(json.dumps, captions)))
+    recording(home / "one.npz")
+    for name, more in (("vae", ()), ("video", ("--vae-from", home / "vae"))):
+        words = ("--preset", "tiny", "--data", home / "films", "--cache", home / "cache", "--validation", 0.5)
+        assert ideomotor("vpp", name, *words, "--out", home / name, *more) == 0
+    return home
+
+
+def clips(numbers: list[int]) -> HeldOut:
+    return HeldOut(
+        frames=torch.stack([film(number)[:8:2] for number in numbers]), actions=None, rewards=None,
+        episodes=[str(number) for number in numbers], texts=["ab"[number % 2] for number in numbers],
+        names=[str(number) for number in numbers],
+    )  # fmt: skip
+
+
+def test_the_same_command_gives_the_same_figures(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = digest(home)
+    words = ("vpp", "gate", home / "video", *QUICK, "--videos", 2)
+    assert ideomotor(*words, "--out", tmp_path / "a") == 0
+    torch.manual_seed(7)  # nothing is drawn from the global state
+    assert ideomotor(*words, "--out", tmp_path / "b", "--against", tmp_path / "a/gate.json") == 0
+    assert "beat repeating the last frame" in capsys.readouterr().out.replace("beats", "beat")
+    a, b = (json.loads((tmp_path / name / "gate.json").read_text()) for name in "ab")
+    gap = b["against"].pop("loss")
+    assert gap == {"value": 0, "low": 0, "high": 0}
+    assert a | {"against": b["against"]} == b
+    held_out = json.loads((home / "video/data.json").read_text())["datasets"][0]["held_out"]
+    assert {name.split(",")[0].split("/")[1] for name in a["clips"]} <= set(held_out) and len(a["clips"]) == 6
+    assert a["passed"] == all(step["value"] > 0 for step in a["gain"]) == a["verdict"].startswith("PASSED")
+    assert set(a["loss"]) == {"0.5", "5", "mean"} and set(a["sentence"]) == {"loss", "video"}
+    ours, best = (a["moving_psnr"][name] for name in ("one future", "best future"))
+    assert len(ours) == 3 and sum(step["value"] for step in best) >= sum(step["value"] for step in ours)
+    page = (tmp_path / "a/gate.html").read_text()
+    assert a["verdict"] in page and page.count("<video") == len(a["videos"]) == 2
+    shape = VideoFrames(tmp_path / "a" / a["videos"][0]["file"]).shape
+    assert shape == (4, 3, 2 * 72, 2 * 72)  # truth above, two futures side by side
+    assert digest(home) == before
+
+
+def test_a_clip_has_the_same_figures_whoever_stands_beside(home: Path) -> None:
+    model = VideoModel.load(home / "video")
+    all_of_them, futures = measure(model, clips([1, 2, 4, 5]), OPTIONS)
+    two, theirs = measure(model, clips([4, 5]), OPTIONS)
+    np.testing.assert_allclose(two.clip_losses, all_of_them.clip_losses[2:], rtol=1e-4)
+    assert (theirs.int() - futures[:, 2:].int()).abs().max() <= 1
+    other, changed = measure(model, clips([4, 5]), replace(OPTIONS, seed=1))
+    assert not torch.equal(theirs, changed) and other.clip_losses != two.clip_losses
+
+
+def test_the_loss_is_that_of_training_under_the_same_draws(home: Path) -> None:
+    model, some = VideoModel.load(home / "video"), clips([1, 2])
+    asked = Asked(some.frames, some.names, some.texts, other_sentences(some.texts, 0))
+    found = denoising(model, asked, OPTIONS)  # own, another's, none
+    latents = model.vae.moments(some.frames)[0]
+    draws = model.predictor.noising(latents)._replace(
+        sigma=torch.full((2,), 5.0), told=torch.ones(2, dtype=torch.bool), seen=torch.ones(2, dtype=torch.bool),
+        noise=torch.stack([model.noise(0, "loss", 0, name) for name in some.names]),
+    )  # fmt: skip
+    with torch.no_grad():
+        own = model.predictor.loss(latents, latents[:, 0], model.text(some.texts), draws).total
+        none = model.predictor.loss(
+            latents, latents[:, 0], model.text(some.texts), draws._replace(told=torch.zeros(2, dtype=torch.bool))
+        ).total
+    torch.testing.assert_close(found[0, 1].mean(), own)
+    torch.testing.assert_close(found[2, 1].mean(), none)
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_another_sentence_is_never_ones_own() -> None:
+    texts = ["a", "a", "b", "c", "a"]
+    others = other_sentences(texts, 0)
+    assert others is not None and all(mine != other for mine, other in zip(texts, others, strict=True))
+    assert other_sentences(["a", "a"], 0) is None
+
+
+def test_one_sentence_for_all_tells_nothing_of_hearing(home: Path) -> None:
+    some = clips([2, 4])
+    found, _ = measure(VideoModel.load(home / "video"), some, OPTIONS)
+    assert some.texts == ["a", "a"] and found.heard is None and len(found.gain) == 3
+
+
+@pytest.mark.parametrize("input", ["films/3.mp4", "films", "one.npz", "frame.png"])
+def test_futures_of_any_input(home: Path, tmp_path: Path, input: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source = home / input
+    if input == "frame.png":
+        source = tmp_path / input
+        write_png(source, film(0, 48)[0])
+    words = ("vpp", "predict", home / "video", "--input", source, "--steps", 2, "--samples", 2, "--text", "go up")
+    for name in ("a", "b"):
+        assert ideomotor(*words, "--out", tmp_path / f"{name}.mp4") == 0
+    shown = capsys.readouterr().out
+    assert 'text: "go up"' in shown and ("truth (green)" in shown) == (input != "frame.png")
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    rows = 1 if input == "frame.png" else 2
+    assert VideoFrames(tmp_path / "a.mp4").shape == (4, 3, rows * 72, 2 * 72)
+
+
+def test_the_end_of_a_clip_and_no_sentence(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("vpp", "predict", home / "video", "--input", home / "films/3.mp4", "--steps", 1, "--samples", 1)
+    assert ideomotor(*words, "--start", 11, "--text", "", "--out", tmp_path / "end.mp4") == 0
+    shown = capsys.readouterr().out
+    assert "no sentence was told" in shown and "truth" not in shown
+    assert VideoFrames(tmp_path / "end.mp4").shape == (4, 3, 72, 72)
+    assert ideomotor(*words, "--start", 8, "--frames", 5, "--out", tmp_path / "late.mp4") == 0
+    shown = capsys.readouterr().out
+    assert 'text: "go right"' in shown and "ends 4 frames before the horizon" in shown
+    assert VideoFrames(tmp_path / "late.mp4").shape == (6, 3, 144, 72)
+
+
+def test_what_cannot_be_foretold_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = digest(home)
+    write_png(tmp_path / "small.png", film(0, 4)[0])
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"no picture")
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    (tmp_path / "notes.txt").write_text("no film")
+    one = home / "films/3.mp4"
+    for source, more, why in [
+        (tmp_path / "small.png", (), "shows 4x4 pixels; the model looks at 32x32"),
+        (tmp_path / "broken.png", (), "holds a damaged picture"),
+        (tmp_path / "gone.png", (), "there is no picture at"),
+        (tmp_path / "broken.mp4", (), "cannot be read"),
+        (tmp_path / "notes.txt", (), "no data set was found in"),
+        (tmp_path / "gone.mp4", (), "there is nothing at"),
+        (one, ("--start", 12), "frames 0..11"),
+        (one, ("--start", -1), "frames 0..11"),
+        (one, ("--camera", "wrist"), "has no camera 'wrist'"),
+        (one, ("--episode", "wrist"), "has no episode 'wrist'"),
+        (one, ("--out", one), "would overwrite"),
+        (one, ("--out", tmp_path / "a.txt"), ".txt"),
+        (one, ("--frames", 0), "both start at 1"),
+        (one, ("--samples", 0), "at least 1 sample"),
+        (one, ("--guidance", "nan"), "guidance nan"),
+    ]:
+        out = () if "--out" in more else ("--out", tmp_path / "a.mp4")
+        assert ideomotor("vpp", "predict", home / "video", "--input", source, *out, *more) != 0, why
+        assert why in said(capsys)
+    assert ideomotor("vpp", "predict", home / "vae", "--input", one, "--out", tmp_path / "a.mp4") != 0
+    assert "holds no video model" in said(capsys)
+    assert digest(home) == before and not (tmp_path / "a.mp4").exists()
+
+
+def test_what_the_gate_cannot_try_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("vpp", "gate", home / "video", *QUICK, "--out", tmp_path / "a")
+    (tmp_path / "odd.json").write_text("{}")
+    write_video(tmp_path / "still.mp4", film(0)[:1].expand(12, -1, -1, -1), fps=10)
+    for more, why in [
+        (("--against", tmp_path / "gone.json"), "there is no"),
+        (("--against", tmp_path / "odd.json"), "holds no figures of a gate"),
+        (("--clips", 0), "must be at least 1"),
+        (("--videos", -1), "wanted 0 or more"),
+        (("--data", tmp_path / "still.mp4"), "nothing moves at step 1, 2, 3"),
+    ]:
+        assert ideomotor(*words, *more) != 0
+        shown = " ".join(capsys.readouterr().err.replace("│", " ").split())  # some are told in a box
+        assert why in shown and "Traceback" not in shown
+    assert not (tmp_path / "a").exists()
+    assert ideomotor(*words, "--videos", 0) == 0
+    capsys.readouterr()
+    assert ideomotor(*words, "--seed", 1, "--against", tmp_path / "a/gate.json") != 0
+    assert "with other options, so the losses do not pair" in said(capsys)
