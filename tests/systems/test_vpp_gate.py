@@ -150,7 +150,9 @@ def test_the_end_of_a_clip_and_no_sentence(home: Path, tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert "no sentence was told" in shown and "truth" not in shown
     assert VideoFrames(tmp_path / "end.mp4").shape == (4, 3, 72, 72)
-    assert ideomotor(*words, "--start", 8, "--frames", 5, "--out", tmp_path / "late.mp4") == 0
+    words = ("vpp", "predict", home / "video", "--input", home / "films", "--steps", 1, "--samples", 1)
+    late = ("--episode", "3.mp4", "--start", 8, "--frames", 5, "--out", tmp_path / "late.mp4")
+    assert ideomotor(*words, *late) == 0
     shown = capsys.readouterr().out
     assert 'text: "go right"' in shown and "ends 4 frames before the horizon" in shown
     assert VideoFrames(tmp_path / "late.mp4").shape == (6, 3, 144, 72)
