@@ -219,7 +219,9 @@ def test_a_loss_is_the_mean_of_its_films(predictor, generator):
     losses = predictor.film_losses(film, film[:, 0], text, draws)
     assert losses.shape == (2,) and predictor.loss(film, film[:, 0], text, draws).total == losses.mean()
     alone = draws._replace(sigma=draws.sigma[1:], noise=draws.noise[1:], told=draws.told[1:], seen=draws.seen[1:])
-    torch.testing.assert_close(predictor.film_losses(film[1:], film[1:, 0], text[1:], alone), losses[1:])
+    torch.testing.assert_close(
+        predictor.film_losses(film[1:], film[1:, 0], text[1:], alone), losses[1:], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_noise_on_the_first_frame_is_told_in_training_and_sampling(generator):
