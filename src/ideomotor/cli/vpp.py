@@ -108,7 +108,10 @@ class VPPEvaluate:
     episodes: int = 20
     """Episodes a task; each has a goal of its own out of 20 held-out ones."""
     camera: str | None = None
-    """Cameras that the policy looks through, joined by commas; by default those it was trained on."""
+    """Cameras that the policy looks through, joined by commas; by default those it was trained on. Others are
+    refused without --other-camera."""
+    other_camera: bool = False
+    """Look through --camera though the policy was trained on another, or the demonstrations call it otherwise."""
     look: Literal["fast", "default"] = "fast"
     """How pictures are rendered, as in `collect`."""
     out: Path | None = None
@@ -134,6 +137,7 @@ class VPPEvaluate:
                 ensemble=self.ensemble,
                 world=self.world,
                 camera=self.camera,
+                other_camera=self.other_camera,
                 look=self.look,
             )
         console.print(success_table(rows))

@@ -22,6 +22,8 @@ from ideomotor.layers.conv import PixelStem, PixelStemConfig
 from ideomotor.layers.resampler import SpatialReadout
 from ideomotor.layers.video_former import VideoFormer, VideoFormerConfig
 from ideomotor.policies.edm_transformer import EDMTransformer, EDMTransformerConfig
+from ideomotor.policies.own_robots import loss_groups, own_robot
+from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
 from ideomotor.systems.vpdd import Stage, TextEncoder, seen_frames, view_names
@@ -79,6 +81,10 @@ class VPP:
         former: sizes of the Video Former.
         stem: of the control that looks with a CNN of its own.
         policy: sizes of the action head.
+        robot: of whose commands actions are made, by name (``policies.own_robots``); it sets the head's widths and loss
+            groups. "" learns actions as they are recorded.
+        action_stride: frames from one action of a chunk to the next; above 1 for recordings faster than the robot.
+        remain: frames of a demonstration that there must be from where a chunk begins on; 21 is published for CALVIN.
         save_every: training steps after which a stage's state is saved.
         cache_features: stage 2 makes what the policy looks with once a window, on disk, and not at every step.
     """
@@ -97,6 +103,9 @@ class VPP:
     former: VideoFormerConfig = field(default_factory=VideoFormerConfig)
     stem: PixelStemConfig = field(default_factory=PixelStemConfig)
     policy: EDMTransformerConfig = field(default_factory=EDMTransformerConfig)
+    robot: str = ""
+    action_stride: int = 1
+    remain: int = 1
     save_every: int = 200
     cache_features: bool = False
     vae_stage: Stage = field(default_factory=lambda: Stage(steps=600, batch=4, optim=OptimConfig(lr=1e-3, warmup=50)))
@@ -105,6 +114,10 @@ class VPP:
 
     def __post_init__(self) -> None:
         window = self.window
+        if self.robot:
+            own_robot(self.robot)  # refuses an unknown one
+        if min(self.action_stride, self.remain) < 1:
+            raise ValueError(f"action_stride {self.action_stride} and remain {self.remain} must be at least 1")
         if min(self.views, self.save_every) < 1 or self.shift < 0 or self.size % self.vae.factor:
             raise ValueError(
                 f"views {self.views} and save_every {self.save_every} must be at least 1, shift {self.shift} at least "
@@ -148,6 +161,24 @@ class VPP:
                 f"the former hands on width {self.former.width}, the policy reads {self.policy.feature_width}: set "
                 "both alike"
             )
+
+    @property
+    def head(self) -> EDMTransformerConfig:
+        """Sizes of the action head: ``policy``, which an own robot gives its widths and loss groups."""
+        if not self.robot:
+            return self.policy
+        robot = own_robot(self.robot)
+        return replace(
+            self.policy,
+            action_width=robot.action_width,
+            proprio_width=robot.state_width,
+            groups=loss_groups(robot),
+        )
+
+    @property
+    def command_width(self) -> int:
+        """Numbers of a recorded action, and of one that is carried out."""
+        return own_robot(self.robot).command_width if self.robot else self.policy.action_width
 
     @property
     def seen_shape(self) -> tuple[int, int]:
@@ -214,19 +245,28 @@ class ActionDenoising(nn.Module):
     """Clip with actions -> foretold features -> Video Former -> noised actions -> the actions themselves."""
 
     def __init__(
-        self, config: VPP, looking: Looking, policy: EDMTransformer, foreseeing: Foreseeing | None, goal: TextEncoder
+        self,
+        config: VPP,
+        looking: Looking,
+        policy: EDMTransformer,
+        foreseeing: Foreseeing | None,
+        goal: TextEncoder,
+        robot: RobotActions | None = None,
     ) -> None:
         super().__init__()
         self.config, self.looking, self.policy, self.goal = config, looking, policy, goal
         self.foreseeing = None if foreseeing is None else Borrowed(_Held(foreseeing))
+        self.robot = None if robot is None else Borrowed(robot)
 
     def forward(self, clip: Clip) -> Losses:
         """Returns the denoising loss of the recorded actions."""
         if clip.actions is None:
             raise ValueError("a clip without actions came to stage 2: give demonstrations, not actionless video")
-        goal = self.goal(clip.text).to(clip.actions.device)
-        proprio = clip.proprio if self.policy.config.proprio_width else None  # recorded, but not always read
-        return self.policy.loss(clip.actions, self._looked(clip), goal, proprio, clip.action_mask)
+        robot = None if self.robot is None else self.robot.module
+        actions = clip.actions if robot is None else robot.encode(clip.actions, clip.proprio)
+        state = read_state(robot, self.policy.config, clip.proprio)
+        goal = self.goal(clip.text).to(actions.device)
+        return self.policy.loss(actions, self._looked(clip), goal, state, clip.action_mask)
 
     def _looked(self, clip: Clip) -> Float[Tensor, "b m d"]:
         """What the policy reads of the clip; features come from the cache where the clip has them."""
@@ -238,6 +278,15 @@ class ActionDenoising(nn.Module):
         moved = [random_shift(part, self.config.shift, torch.default_generator)
                  for part in newest.chunk(self.config.views, -2)]  # fmt: skip
         return self.looking(torch.cat(moved, -2), None)
+
+
+def read_state(
+    robot: RobotActions | None, policy: EDMTransformerConfig, state: Float[Tensor, "b state"] | None
+) -> Float[Tensor, "b state"] | None:
+    """Returns what the policy reads of the robot's state: nothing, or what was recorded, by an own robot's scale."""
+    if not policy.proprio_width or state is None or robot is None:
+        return state if policy.proprio_width else None
+    return robot.proprio(state)
 
 
 class _Held(nn.Module):
@@ -256,9 +305,16 @@ class VPPAgent:
     """
 
     def __init__(
-        self, config: VPP, looking: Looking, policy: EDMTransformer, foreseeing: Foreseeing | None, goal: TextEncoder
+        self,
+        config: VPP,
+        looking: Looking,
+        policy: EDMTransformer,
+        foreseeing: Foreseeing | None,
+        goal: TextEncoder,
+        robot: RobotActions | None = None,
     ) -> None:
         self.config, self.looking, self.policy, self.foreseeing, self.goal = config, looking, policy, foreseeing, goal
+        self.robot = robot
         self.sampling = policy.config.sampling
         held = () if foreseeing is None else (foreseeing.vae, foreseeing.predictor)
         for module in (looking, policy, *held):
@@ -269,8 +325,10 @@ class VPPAgent:
     def act(self, context: Clip) -> Float[Tensor, "b chunk action"]:
         """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again.
 
+        Those for an own robot are commands in its units, which are relative to the state in ``context``.
+
         Raises:
-            ValueError: the context is none that the policy was trained on.
+            ValueError: the context is none that the policy was trained on, or lacks the state that it reads.
         """
         refuse_other_context(context.frames, self.config.window)
         device = next(self.policy.parameters()).device
@@ -280,13 +338,14 @@ class VPPAgent:
             features = None if self.foreseeing is None else self.foreseeing(newest, context.text)
             # The same noise for every sample: what one gets depends neither on its neighbours nor on the calls before.
             noise = torch.randn(1, config.chunk, config.action_width, generator=torch.Generator().manual_seed(0))
-            return self.policy.act(
+            actions = self.policy.act(
                 self.looking(newest, features),
                 self.goal(context.text).to(device),
-                context.proprio if config.proprio_width else None,
+                read_state(self.robot, config, context.proprio),
                 self.sampling,
                 noise=noise.to(device).expand(len(context), -1, -1),
             ).float()
+        return actions if self.robot is None else self.robot.decode(actions, context.proprio)
 
 
 def cameras_of(config: VPP) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ideomotor.policies.edm_transformer import EDMTransformer, EDMTransformerConfig
+from ideomotor.policies.own_robots import OwnRobotConfig
+from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
 from ideomotor.systems.shards import LIMIT, Classes, read_shards, write_shards
@@ -20,6 +22,7 @@ _CLASSES: Classes = {
     "predictor": (LatentDiffusion, LatentDiffusionConfig),
     "looking": (Looking, VPP),
     "policy": (EDMTransformer, EDMTransformerConfig),
+    "robot": (RobotActions, OwnRobotConfig),
 }
 _HOW = (
     "The weights of a VPP policy, in bf16, its buffers as they were. Back to a folder that `ideomotor vpp evaluate` "

@@ -8,34 +8,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from ideomotor.data.acting_windows import ActingWindow
-from ideomotor.data.formats import open_dataset
-from ideomotor.data.latent_encoding import LatentSpec
-from ideomotor.data.latents import LatentCache, with_cached_latents
 from ideomotor.data.loader import ClipLoader
-from ideomotor.data.mixture import Source
-from ideomotor.data.windows import split
 from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.layers.text_tokens import OneToken, clip_tokens
 from ideomotor.policies.actions import TemporalEnsemble
 from ideomotor.policies.edm_transformer import EDMTransformer, EDMTransformerConfig
+from ideomotor.policies.own_robots import OwnRobotConfig
+from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.predictors.latent_diffusion import LatentDiffusion, VideoDenoising
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
-from ideomotor.systems.progress import bar
 from ideomotor.systems.sources import (
-    DataFacts,
     DataOptions,
-    Sources,
     TrainingClips,
     open_sources,
-    recorded_actions,
+    read_facts,
 )
 from ideomotor.systems.stages import (
     VPP_FILE,
@@ -55,7 +48,9 @@ from ideomotor.systems.trials import View, roll_out
 from ideomotor.systems.vpdd import TextEncoder
 from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking, TokenEncoder, VPPAgent, cameras_of
 from ideomotor.systems.vpp_features import feature_caches
-from ideomotor.systems.vpp_prepare import VAEEncoder, load_vae, vae_fingerprint
+from ideomotor.systems.vpp_latents import latent_sources
+from ideomotor.systems.vpp_prepare import load_vae, vae_fingerprint
+from ideomotor.systems.vpp_robot import acting_window, fitted_robot, refuse_other_width
 from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig, VAEReconstruction
 from ideomotor.training.checkpoint import fingerprint, load_model
 from ideomotor.training.config import config_to_json, differences
@@ -72,6 +67,7 @@ class Models(NamedTuple):
     predictor: LatentDiffusion | None
     looking: Looking | None
     policy: EDMTransformer | None
+    robot: RobotActions | None
 
 
 def goal_encoder(config: VPP) -> TextEncoder:
@@ -126,7 +122,15 @@ def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
         saved("predictor", LatentDiffusion, LatentDiffusionConfig),
         saved("looking", Looking, VPP),
         saved("policy", EDMTransformer, EDMTransformerConfig),
+        saved("robot", RobotActions, OwnRobotConfig),
     )
+    if models.looking is not None:
+        changed = differences(config_to_json(models.looking.config), config_to_json(config))
+        if changed:
+            raise ValueError(
+                f"{folder / VPP_FILE} is not what the policy beside it was trained with (trained -> {VPP_FILE}): "
+                f"{'; '.join(changed)}. Put the run's own {VPP_FILE} back, or train a policy with these settings"
+            )
     if all(part is None for part in models[1:]):
         raise ValueError(f"the stage in {folder} has not finished: run its command again, it goes on where it stopped")
     return models
@@ -150,18 +154,26 @@ def train_video(config: VPP, clips: TrainingClips, vae: SVDVAE, run: Run) -> Non
 
 
 def train_policy(
-    config: VPP, clips: TrainingClips, vae: SVDVAE | None, predictor: LatentDiffusion | None, run: Run
+    config: VPP,
+    clips: TrainingClips,
+    vae: SVDVAE | None,
+    predictor: LatentDiffusion | None,
+    run: Run,
+    robot: RobotActions | None = None,
 ) -> None:
     """Clip with actions -> features of the future -> noised actions -> the actions themselves (stage 2)."""
-    looking, policy = Looking(config), EDMTransformer(config.policy)
+    looking, policy = Looking(config), EDMTransformer(config.head)
     foreseeing = None if vae is None else Foreseeing(config, vae, predictor, token_encoder(config))
-    fit(ActionDenoising(config, looking, policy, foreseeing, goal_encoder(config)), config.policy_stage, clips, run)
+    objective = ActionDenoising(config, looking, policy, foreseeing, goal_encoder(config), robot)
+    fit(objective, config.policy_stage, clips, run)
     if vae is not None:
         run.save(vae, vae.config, "vae")
     if predictor is not None:
         run.save(predictor, predictor.config, "predictor", meta=learned_with(run.dir, "vae"))
     run.save(looking, config, "looking", meta=learned_with(run.dir, "vae", "predictor"))
-    run.save(policy, config.policy, "policy", meta=learned_with(run.dir, "vae", "predictor", "looking"))
+    if robot is not None:
+        run.save(robot, robot.config, "robot")
+    run.save(policy, policy.config, "policy", meta=learned_with(run.dir, "vae", "predictor", "looking", "robot"))
 
 
 def run_vae(data: DataOptions, config: VPP, out: Path, seed: int, fresh: bool) -> None:
@@ -207,11 +219,12 @@ def run_policy(data: DataOptions, config: VPP, video_from: Path | None, out: Pat
         earlier |= {"vae": vae_fingerprint(vae)}
         if predictor is not None:
             earlier |= {"predictor": fingerprint(predictor, predictor.config)}
-    sources = features = None
+    sources = features = robot = None
     if to_train(out, fresh):
-        window = ActingWindow(chunk=config.window.chunk)
+        window = acting_window(config)
         sources = open_sources(replace(data, strides=()), config, config.policy_stage, actions=True, window=window)
         refuse_other_width(config, sources)
+        robot = fitted_robot(config, sources.train)
         if config.cache_features and vae is not None:
             foreseeing = Foreseeing(config, vae, predictor, token_encoder(config))
             features = feature_caches(sources.train, foreseeing, data.cache)
@@ -224,7 +237,7 @@ def run_policy(data: DataOptions, config: VPP, video_from: Path | None, out: Pat
             clips = TrainingClips(
                 sources.train, sources.validation, with_frames=features is None, actions=True, features=features
             )
-            train_policy(config, clips, vae, predictor, run)
+            train_policy(config, clips, vae, predictor, run, robot)
 
 
 def seeing(folder: Path, config: VPP) -> tuple[SVDVAE, LatentDiffusion | None]:
@@ -268,58 +281,6 @@ def fitting_vae(folder: Path, config: VPP) -> SVDVAE:
     return vae
 
 
-def refuse_other_width(config: VPP, sources: Sources) -> None:
-    """Refuses demonstrations of another robot.
-
-    Raises:
-        ValueError: naming both widths.
-    """
-    width = recorded_actions(sources.train).shape[1]
-    if width != config.policy.action_width:
-        raise ValueError(
-            f"the demonstrations have actions of width {width}, the policy of {config.policy.action_width}: set "
-            f"--policy.action-width {width}"
-        )
-
-
-def latent_sources(data: DataOptions, config: VPP, vae: SVDVAE, vae_from: Path) -> Sources:
-    """Encodes what is not in the cache yet (a bar), and splits by episode; every camera is a film of its own."""
-    train: list[Source] = []
-    validation: list[Source] = []
-    noted: list[DataFacts] = []
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, size = vae_fingerprint(vae), (config.size, config.size)
-    for number, path in enumerate(data.data):
-        dataset = open_dataset(path)
-        named = data.cameras[number] if data.cameras else next(iter(dataset.episodes[0].frames))
-        for camera in (cameras := named.split(",")):
-            spec = LatentSpec(camera=camera, size=size, vae=name, scale=vae.scale)
-            with bar(f"encode {dataset.name} {camera}") as tell:
-                LatentCache.build(dataset, data.cache, spec, VAEEncoder(vae_from, device), 1, tell)
-        dataset = with_cached_latents(dataset, data.cache, cameras, size, name)
-        learned, held = split(dataset, data.validation) if data.validation else (dataset, None)
-        window = replace(
-            config.window,
-            every=config.video_stage.every,
-            stride=data.strides[number] if data.strides else config.window.stride,
-        )
-        weight = (data.weights[number] if data.weights else 1.0) / len(cameras)
-        domain = data.domains[number] if data.domains else "unknown"
-        for camera in cameras:
-            for part, into in ((learned, train), (held, validation)):
-                if part is not None:
-                    into.append(Source(part, weight, window, {"main": camera}, domain=domain))
-        noted.append(
-            DataFacts(
-                path=str(path.resolve()), camera=",".join(cameras), stride=window.stride,
-                learned=len(learned.episodes),
-                held_out=[episode.id for episode in held.episodes] if held is not None else [],
-                left_out=[asdict(entry) for entry in dataset.quarantined], domain=domain,
-            )
-        )  # fmt: skip
-    return Sources(train, validation, noted)
-
-
 def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPPAgent:
     """Returns the agent of a finished stage 2; it thinks on ``device``."""
     models = load_models(folder, device)
@@ -331,19 +292,45 @@ def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPPAgent:
         if models.vae is None or (config.eyes == "foresight" and models.predictor is None):
             raise ValueError(f"{folder} lacks what its policy looks with (vae, predictor): train it again with --fresh")
         foreseeing = Foreseeing(config, models.vae, models.predictor, token_encoder(config))
-    return VPPAgent(config, models.looking, models.policy, foreseeing, goal_encoder(config))
+    if config.robot and models.robot is None:
+        raise ValueError(f"{folder} lacks the scales of its robot (robot): train it again with --fresh")
+    return VPPAgent(config, models.looking, models.policy, foreseeing, goal_encoder(config), models.robot)
 
 
 def view_of(config: VPP) -> View:
-    """Returns what a policy of that config sees and does."""
+    """Returns what a policy of that config sees and does.
+
+    Raises:
+        ValueError: its actions are not one a step of the world.
+    """
+    if config.action_stride > 1:
+        raise ValueError(
+            f"the policy's actions are {config.action_stride} frames apart, and a world takes one a step: train with "
+            "--action-stride 1 to try it in one"
+        )
     return View(
         cameras=cameras_of(config),
         size=config.size,
         context=1,
         stride=config.window.stride,
         execute=config.execute,
-        action_width=config.policy.action_width,
+        action_width=config.command_width,
     )
+
+
+def refuse_other_cameras(folder: Path, named: str | None) -> None:
+    """Refuses to look through other cameras than those of the demonstrations, or through them in another order.
+
+    Raises:
+        ValueError: naming both.
+    """
+    known = {facts.camera for facts in read_facts(folder)}
+    if named is not None and known and named not in known:
+        raise ValueError(
+            f"the policy in {folder} was trained on what {' and '.join(sorted(known))} saw, and {named} is to take "
+            "that place: name the same cameras in the same order, or add --other-camera where this is meant, or where "
+            "the world calls the same camera so"
+        )
 
 
 def evaluate(
@@ -355,13 +342,20 @@ def evaluate(
     device: str | torch.device = "cpu",
     execute: int | None = None,
     ensemble: float | None = None,
+    other_camera: bool = False,
     **options: Any,
 ) -> list[EpisodeResult]:
     """Rolls a policy out on held-out goals, on ``device``; see ``trials.roll_out`` for the other options.
 
     Unless ``arm`` names it, the log keeps the episodes under a fingerprint of all that decides how they end.
+
+    Raises:
+        ValueError: the cameras are not those of the demonstrations (and ``other_camera`` does not say that this is
+            meant), or the policy's actions are not one a step of the world.
     """
     options["camera"] = options.get("camera") or camera_of(folder)
+    if not other_camera:
+        refuse_other_cameras(folder, options["camera"])
     agent = load_agent(folder, device)
     config = agent.config
     agent.config = config = replace(
