@@ -92,7 +92,7 @@ def test_a_policy_comes_back_from_small_files(home: Path, tmp_path: Path) -> Non
     unpack(tmp_path / "packed", tmp_path / "again")
     there, again = load_models(home / "policy"), load_models(tmp_path / "again")
     assert there.config == again.config
-    for one, other in zip(there[1:5], again[1:5], strict=True):
+    for one, other in [pair for pair in zip(there[1:], again[1:], strict=True) if pair != (None, None)]:
         rounded = {name: weight.bfloat16().float() for name, weight in one.named_parameters()}
         assert all(torch.equal(weight, rounded[name]) for name, weight in other.named_parameters())
     assert load_agent(tmp_path / "again").act(seen()).isfinite().all()

@@ -21,8 +21,8 @@ _CLASSES: Classes = {
     "vae": (SVDVAE, SVDVAEConfig),
     "predictor": (LatentDiffusion, LatentDiffusionConfig),
     "looking": (Looking, VPP),
-    "policy": (EDMTransformer, EDMTransformerConfig),
     "robot": (RobotActions, OwnRobotConfig),
+    "policy": (EDMTransformer, EDMTransformerConfig),
 }
 _HOW = (
     "The weights of a VPP policy, in bf16, its buffers as they were. Back to a folder that `ideomotor vpp evaluate` "

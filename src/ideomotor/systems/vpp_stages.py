@@ -66,8 +66,8 @@ class Models(NamedTuple):
     vae: SVDVAE | None
     predictor: LatentDiffusion | None
     looking: Looking | None
-    policy: EDMTransformer | None
     robot: RobotActions | None
+    policy: EDMTransformer | None
 
 
 def goal_encoder(config: VPP) -> TextEncoder:
@@ -121,8 +121,8 @@ def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
         saved("vae", SVDVAE, SVDVAEConfig),
         saved("predictor", LatentDiffusion, LatentDiffusionConfig),
         saved("looking", Looking, VPP),
-        saved("policy", EDMTransformer, EDMTransformerConfig),
         saved("robot", RobotActions, OwnRobotConfig),
+        saved("policy", EDMTransformer, EDMTransformerConfig),
     )
     if models.looking is not None:
         changed = differences(config_to_json(models.looking.config), config_to_json(config))
