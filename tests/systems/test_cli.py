@@ -15,6 +15,7 @@ pytest.importorskip("av", reason="the video extra is not installed")
 pytest.importorskip("gymnasium", reason="the metaworld extra is not installed")
 
 from ideomotor import cli
+from ideomotor.cli import collect as cli_collect
 from ideomotor.cli import data as cli_data
 from ideomotor.cli import study as cli_study
 from ideomotor.cli import vpdd as cli_vpdd
@@ -104,7 +105,8 @@ def stage(home: Path, name: str, out: Path, *more: object) -> int:
 
 VERBS: dict[str, type] = {
     "quickstart": cli.Quickstart,
-    "collect": cli.Collect,
+    "collect metaworld": cli_collect.CollectMetaWorld,
+    "collect play_table": cli_collect.CollectPlayTable,
     "data inspect": cli_data.Inspect,
     "data convert": cli_data.Convert,
     "vpdd tokenizer": cli_vpdd.VPDDTokenizer,

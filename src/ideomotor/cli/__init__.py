@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from ideomotor.cli import ivideogpt, vpdd, vpp
+from ideomotor.cli.collect import CollectVerbs
 from ideomotor.cli.data import DataVerbs
 from ideomotor.cli.imagine import Imagine
 from ideomotor.cli.presets import SystemConfigs, preset, system_configs
@@ -81,60 +82,6 @@ class Quickstart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collect:
-    """Records Meta-World episodes of scripted experts: demonstrations, and video without actions.
-
-    Two LeRobot v3 data sets are written, OUT/demonstrations and OUT/video (expert, noisy and failed episodes).
-    Same seed, same bytes; a killed run goes on.
-    """
-
-    simulator: tyro.conf.Positional[Literal["metaworld"]]
-    """Which simulator."""
-    out: Path = Path("data/metaworld")
-    """Folder of the two data sets."""
-    tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open", "door-open", "window-open", "plate-slide")
-    """Task names without "-v3", or "all" for the 50."""
-    demonstrations: int = 20
-    """Episodes a task with actions."""
-    expert: int = 20
-    """Actionless expert episodes a task."""
-    noisy: int = 12
-    """Actionless episodes a task of an expert whose hand is pushed about."""
-    failed: int = 8
-    """Actionless episodes a task that do not succeed."""
-    cameras: tuple[str, ...] = ("corner2",)
-    """topview, corner, corner2, corner3, corner4, behindGripper, gripperPOV."""
-    size: int = 96
-    """Height and width of the frames in pixels."""
-    look: Literal["fast", "default"] = "fast"
-    """"fast" leaves out shadows, reflections and multisampling (about ten times quicker)."""
-    seed: int = 0
-    """Seed of goals and noise."""
-    workers: int = 2
-    """Simulator processes."""
-
-    def run(self) -> None:
-        """Does it."""
-        from ideomotor.systems.collection import CollectionConfig, collect_with_progress
-
-        collect_with_progress(
-            CollectionConfig(
-                tasks=self.tasks,
-                demonstrations=self.demonstrations,
-                expert=self.expert,
-                noisy=self.noisy,
-                failed=self.failed,
-                cameras=self.cameras,
-                size=self.size,
-                look=self.look,
-                seed=self.seed,
-                workers=self.workers,
-                out=self.out,
-            )
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """Writes the page of a quickstart run anew from what the run holds so far, finished or not."""
 
@@ -181,7 +128,7 @@ def _commands(configs: SystemConfigs) -> Any:
     group, worlds = vpdd.stages(configs.vpdd), ivideogpt.stages(configs.world, configs.dream)
     return (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
-        | Annotated[Collect, tyro.conf.subcommand("collect")]
+        | Annotated[CollectVerbs, tyro.conf.subcommand("collect")]
         | Annotated[DataVerbs, tyro.conf.subcommand("data")]
         | Annotated[ImportVerbs, tyro.conf.subcommand("import")]
         | Annotated[Export, tyro.conf.subcommand("export")]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from ideomotor.data.formats.lerobot_writer import LeRobotWriter
 from ideomotor.envs.worker import Workers
 from ideomotor.files import write_text
+from ideomotor.systems.progress import bar
 
 FPS = 30
 SIZES = {"rgb_static": (200, 200), "rgb_gripper": (84, 84)}
@@ -27,6 +29,7 @@ STATES = (
 )
 
 _TRIES = 5  # scenes tried for one episode before it is given up
+_SHAKIER = 0.4  # by how much more the hand of actionless video may tremble
 _LINGER = 5  # steps recorded after success, so that windows hold what success looks like
 _AWAY = np.array([0.15, 0.10, 0.05, 0.4])  # how far from its usual pose the gripper may start: x, y, z, yaw
 _TIMEOUT = 300.0
@@ -42,9 +45,11 @@ class PlayTableCollectionConfig:
     Attributes:
         out: the dataset's folder, a LeRobotDataset v3.
         tasks: names, or ("all",).
-        demonstrations: episodes a task, all successful.
+        demonstrations: episodes a task, all successful; of actionless video, whatever comes of them.
         noise: standard deviation of what is added to the script's actions before they are executed and recorded, the
-            gripper's apart; the script corrects it as it goes.
+            gripper's apart; the script corrects it as it goes. Of actionless video, the least: each episode has its own
+            up to 0.4 above.
+        actionless: record no actions and no state, and other episodes than those with them.
         seed: of everything that is drawn at random.
         workers: processes, 0 for none; they change the time it takes and nothing else.
     """
@@ -53,6 +58,7 @@ class PlayTableCollectionConfig:
     tasks: tuple[str, ...] = ("all",)
     demonstrations: int = 20
     noise: float = 0.1
+    actionless: bool = False
     seed: int = 0
     workers: int = 2
 
@@ -110,8 +116,9 @@ def collect_play_table(config: PlayTableCollectionConfig, progress: Progress | N
         config.out,
         fps=FPS,
         cameras=SIZES,
-        action_names=ACTIONS,
-        state_names=STATES,
+        # Without the robot's state too: its differences are the actions.
+        action_names=None if config.actionless else ACTIONS,
+        state_names=None if config.actionless else STATES,
         robot_type="play_table",
         resume=True,
     )
@@ -119,13 +126,22 @@ def collect_play_table(config: PlayTableCollectionConfig, progress: Progress | N
     done = len(jobs) - len(pending)
     for job, take in _made(config, pending):
         facts = {"world_task": job.task, "seed": config.seed, "attempt": take.attempt}
-        writer.add_episode(
-            take.frames, take.actions, take.states, text=take.text, outcome="success", extra=facts, index=job.place
-        )
+        signals = (None, None) if config.actionless else (take.actions, take.states)
+        outcome = "success" if take.success else "failure"
+        writer.add_episode(take.frames, *signals, text=take.text, outcome=outcome, extra=facts, index=job.place)
         done += 1
         if progress is not None:
             progress(done, len(jobs), job.task)
     return writer.finalize()
+
+
+def collect_with_progress(configs: Sequence[PlayTableCollectionConfig]) -> None:
+    """Collects one dataset after the other with a bar on screen, and says what there is."""
+    console = Console(soft_wrap=True)
+    for config in configs:
+        with bar(f"collect {config.out.name}") as tell:
+            collect_play_table(config, tell)
+        console.print(f"{config.out}: {len(list(_jobs(config)))} episodes", markup=False)
 
 
 def _jobs(config: PlayTableCollectionConfig) -> Iterator[Job]:
@@ -154,7 +170,7 @@ def _claim(note: Path, settings: dict[str, Any]) -> None:
 
 def _made(config: PlayTableCollectionConfig, pending: list[Job]) -> Iterator[tuple[Job, Take]]:
     count = max(1, min(config.workers, len(pending)))
-    maker = functools.partial(EpisodeMaker, config.seed, config.noise)
+    maker = functools.partial(EpisodeMaker, config.seed, config.noise, config.actionless)
     names = [f"collecting process {number}" for number in range(count)]
     workers = Workers([maker] * count, names, apart=config.workers > 0, timeout=_TIMEOUT)
     try:
@@ -167,13 +183,13 @@ def _made(config: PlayTableCollectionConfig, pending: list[Job]) -> Iterator[tup
 
 
 class EpisodeMaker:
-    """Makes one episode after another in a worker; an episode is a pure function of seed, noise and job."""
+    """Makes one episode after another in a worker; an episode is a pure function of the settings and the job."""
 
-    def __init__(self, seed: int, noise: float) -> None:
+    def __init__(self, seed: int, noise: float, actionless: bool = False) -> None:
         from ideomotor.envs.play_table import PlayTableEnv
         from ideomotor.envs.play_table_tasks import PlayTableOracle
 
-        self._seed, self._noise = seed, noise
+        self._seed, self._noise, self._actionless = seed, noise, actionless
         self._table, self._oracle = PlayTableEnv(), PlayTableOracle()
 
     def answer(self, job: Job | None) -> Take | None:
@@ -181,10 +197,11 @@ class EpisodeMaker:
         if job is None:
             return None
         for attempt in range(_TRIES):
-            digest = hashlib.sha256(f"{job.task}/{job.index}/{attempt}".encode()).digest()
+            kind = "video/" if self._actionless else ""
+            digest = hashlib.sha256(f"{kind}{job.task}/{job.index}/{attempt}".encode()).digest()
             rng = np.random.Generator(np.random.Philox(key=[self._seed, int.from_bytes(digest[:8], "little")]))
             take = self._try(job, attempt, rng)
-            if take.success:
+            if take.success or self._actionless:
                 return take
         raise RuntimeError(f"{job.task} {job.index} was not done in {_TRIES} tries with noise {self._noise}: take less")
 
@@ -208,11 +225,12 @@ class EpisodeMaker:
             walk = Walk(plan.before)
             while not walk.done:
                 _, _, _, start = self._table.advance(walk.action(self._table.state()["robot_obs"]))
+        noise = self._noise + (float(rng.uniform(0, _SHAKIER)) if self._actionless else 0.0)
         walk, after = Walk(plan.task), 0
         seen, actions = [], []
         while after <= _LINGER and not (walk.done and not take.success):
             seen.append(self._table.observe())
-            actions.append(_shaken(walk.action(seen[-1]["robot_obs"]), self._noise, rng))
+            actions.append(_shaken(walk.action(seen[-1]["robot_obs"]), noise, rng))
             _, _, _, info = self._table.advance(actions[-1])
             take.success = take.success or bool(self._oracle.completed(start, info, (job.task,)))
             after += take.success
