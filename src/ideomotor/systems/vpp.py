@@ -220,8 +220,16 @@ class Foreseeing:
         self.config, self.vae, self.predictor, self.text = config, vae, predictor, text
 
     @torch.no_grad()
-    def __call__(self, frames: UInt8[Tensor, "b 1 c h w"], sentences: Sequence[str]) -> Float[Tensor, "b t n d"]:
-        """Returns the features that the policy's eyes see; ``frames`` of all views, one above the other."""
+    def __call__(
+        self,
+        frames: UInt8[Tensor, "b 1 c h w"],
+        sentences: Sequence[str],
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Float[Tensor, "b t n d"]:
+        """Returns the features that the policy's eyes see; ``frames`` of all views, one above the other.
+
+        Noise that is drawn anew each time is drawn from each sample's own generator, where they are given.
+        """
         views, foresight = self.config.views, self.config.foresight
         each = rearrange(frames, "b t c (view h) w -> (b view) t c h w", view=views)
         first = rearrange(self.vae.moments(each)[0], "(b view) 1 z h w -> b view z h w", view=views)
@@ -231,6 +239,9 @@ class Foreseeing:
         if foresight.seed is not None:  # the same for every sample, so that none depends on its neighbours
             generator = torch.Generator().manual_seed(foresight.seed)
             noise = torch.randn(1, 1, self.config.video.frames, *first.shape[2:], generator=generator).to(first)
+        elif generators is not None:
+            shape = (views, self.config.video.frames, *first.shape[2:])
+            noise = torch.stack([torch.randn(shape, generator=own) for own in generators]).to(first)
         text = self.text(sentences).to(first)
         return self.predictor.features(
             first, text, foresight.sigma, foresight.layers, noise=noise, steps=foresight.steps
@@ -322,10 +333,17 @@ class VPPAgent:
                 module.eval()
 
     @torch.inference_mode()
-    def act(self, context: Clip) -> Float[Tensor, "b chunk action"]:
+    def act(
+        self, context: Clip, generators: Sequence[torch.Generator] | None = None
+    ) -> Float[Tensor, "b chunk action"]:
         """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again.
 
         Those for an own robot are commands in its units, which are relative to the state in ``context``.
+
+        Args:
+            context: the newest frame of each view, and the sentence.
+            generators: one a sample, of the noise that the future is foretold from; where that is the same each time
+                (``Foresight.seed``), nothing is drawn from them.
 
         Raises:
             ValueError: the context is none that the policy was trained on, or lacks the state that it reads.
@@ -335,7 +353,7 @@ class VPPAgent:
         context, config = context.to(device), self.policy.config
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.policy_stage.optim.bf16):
             newest = seen_frames(context, self.config.views)[:, -1:]
-            features = None if self.foreseeing is None else self.foreseeing(newest, context.text)
+            features = None if self.foreseeing is None else self.foreseeing(newest, context.text, generators)
             # The same noise for every sample: what one gets depends neither on its neighbours nor on the calls before.
             noise = torch.randn(1, config.chunk, config.action_width, generator=torch.Generator().manual_seed(0))
             actions = self.policy.act(

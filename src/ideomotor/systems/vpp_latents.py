@@ -28,8 +28,8 @@ def latent_sources(data: DataOptions, config: VPP, vae: SVDVAE, vae_from: Path) 
     name, size = vae_fingerprint(vae), (config.size, config.size)
     for number, path in enumerate(data.data):
         dataset = open_dataset(path)
-        named = data.cameras[number] if data.cameras else next(iter(dataset.episodes[0].frames))
-        for camera in (cameras := named.split(",")):
+        there = list(dataset.episodes[0].frames)[: config.views]  # video of fewer cameras than the robot's is welcome
+        for camera in (cameras := data.cameras[number].split(",") if data.cameras else there):
             spec = LatentSpec(camera=camera, size=size, vae=name, scale=vae.scale)
             with bar(f"encode {dataset.name} {camera}") as tell:
                 LatentCache.build(dataset, data.cache, spec, VAEEncoder(vae_from, device), 1, tell)

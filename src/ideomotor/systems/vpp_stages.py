@@ -5,8 +5,6 @@ Every OUT folder is self-contained: it holds the models of the earlier stages th
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +49,7 @@ from ideomotor.systems.vpp_features import feature_caches
 from ideomotor.systems.vpp_latents import latent_sources
 from ideomotor.systems.vpp_prepare import load_vae, vae_fingerprint
 from ideomotor.systems.vpp_robot import acting_window, fitted_robot, refuse_other_width
+from ideomotor.systems.vpp_trials import acting_by, name_of
 from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig, VAEReconstruction
 from ideomotor.training.checkpoint import fingerprint, load_model
 from ideomotor.training.config import config_to_json, differences
@@ -356,17 +355,9 @@ def evaluate(
     options["camera"] = options.get("camera") or camera_of(folder)
     if not other_camera:
         refuse_other_cameras(folder, options["camera"])
-    agent = load_agent(folder, device)
-    config = agent.config
-    agent.config = config = replace(
-        config, execute=config.execute if execute is None else execute,
-        ensemble=config.ensemble if ensemble is None else ensemble,
-    )  # fmt: skip
-    if config.ensemble is not None:
-        options["ensemble"] = TemporalEnsemble(config.ensemble)
+    agent = acting_by(load_agent(folder, device), execute, ensemble)
+    if agent.config.ensemble is not None:
+        options["ensemble"] = TemporalEnsemble(agent.config.ensemble)
     if "arm" not in options:
-        held = () if agent.foreseeing is None else (agent.foreseeing.vae, agent.foreseeing.predictor)
-        parts = [fingerprint(part, part.config) for part in (agent.policy, agent.looking, *held) if part is not None]
-        facts = [parts, options["camera"], options.get("look", "fast"), config_to_json(config)]
-        options["arm"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-    return roll_out(agent, view_of(config), tasks, episodes, log, workers, **options)
+        options["arm"] = name_of(agent, options["camera"], options.get("look", "fast"))
+    return roll_out(agent, view_of(agent.config), tasks, episodes, log, workers, **options)
