@@ -92,55 +92,102 @@ class VPPPolicy(StageOptions, DataOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class VPPEvaluate:
-    """Rolls a policy out in a simulator on goals that no demonstration used; success with intervals."""
+    """Tries a policy out in a simulator; success with intervals. A killed trial goes on.
+
+    metaworld and toy: each task by itself, on goals that no demonstration used. calvin and play_table (CALVIN's tasks
+    in a world of our own): CALVIN's sequences of five tasks in a row, with tables, films of failures and a page.
+    """
 
     policy: tyro.conf.Positional[Path]
     """OUT of the policy stage."""
-    world: Literal["metaworld", "toy"] = "metaworld"
+    world: Literal["metaworld", "toy", "calvin", "play_table"] = "metaworld"
     """The simulator."""
-    tasks: tuple[str, ...] = ()
-    """Tasks of the world, Meta-World's without "-v3"; by default those of the quickstart."""
     execute: int | None = None
     """Actions of a chunk that are carried out before looking again. By default as trained."""
     ensemble: float | None = None
     """Average what overlapping chunks foretold for a step: the weight of each later chunk is smaller by
     exp(-ENSEMBLE)."""
-    episodes: int = 20
-    """Episodes a task; each has a goal of its own out of 20 held-out ones."""
     camera: str | None = None
     """Cameras that the policy looks through, joined by commas; by default those it was trained on. Others are
     refused without --other-camera."""
     other_camera: bool = False
     """Look through --camera though the policy was trained on another, or the demonstrations call it otherwise."""
-    look: Literal["fast", "default"] = "fast"
-    """How pictures are rendered, as in `collect`."""
     out: Path | None = None
-    """File of finished episodes (JSONL); a rerun skips them. POLICY/rollouts.jsonl by default."""
+    """File of finished episodes (JSONL), POLICY/rollouts.jsonl by default; of five in a row the folder of log, tables,
+    films and page, POLICY/WORLD by default. A rerun skips what is finished there."""
     workers: int = 2
-    """Simulator processes."""
+    """Simulator processes; CALVIN's tables stand in one each."""
+    tasks: tuple[str, ...] = ()
+    """metaworld, toy: tasks of the world, Meta-World's without "-v3"; by default those of the quickstart."""
+    episodes: int = 20
+    """metaworld, toy: episodes a task; each has a goal of its own out of 20 held-out ones."""
+    look: Literal["fast", "default"] = "fast"
+    """metaworld: how pictures are rendered, as in `collect`."""
+    sequences: int = 1000
+    """calvin, play_table: the first that many of CALVIN's 1000 sequences."""
+    steps: int = 360
+    """calvin, play_table: actions that each task may take; 360 is CALVIN's."""
+    films: int = 10
+    """calvin, play_table: the first that many sequences are filmed, and kept where one is not finished."""
+    calvin: Path | None = None
+    """calvin: your own calvin_env, the root of its repository; by default the one that Python can import."""
 
     def run(self) -> None:
         """Does it."""
-        from ideomotor.systems.quickstart_report import DEFAULT_TASKS
         from ideomotor.systems.quickstarts import threads
+
+        with threads(1):
+            if self.world == "metaworld" or self.world == "toy":
+                self._by_task(self.world)
+            else:
+                self._in_a_row(self.world)
+
+    def _by_task(self, world: Literal["metaworld", "toy"]) -> None:
+        from ideomotor.systems.quickstart_report import DEFAULT_TASKS
         from ideomotor.systems.trials import success_table
         from ideomotor.systems.vpp_stages import evaluate
 
-        with threads(1):
-            rows = evaluate(
-                self.policy,
-                self.tasks or DEFAULT_TASKS[self.world],
-                self.episodes,
-                self.out or self.policy / "rollouts.jsonl",
-                self.workers,
-                execute=self.execute,
-                ensemble=self.ensemble,
-                world=self.world,
-                camera=self.camera,
-                other_camera=self.other_camera,
-                look=self.look,
-            )
+        if self.calvin is not None:
+            raise ValueError(f"--calvin names a calvin_env, and the world is {world}: give --world calvin too")
+        rows = evaluate(
+            self.policy,
+            self.tasks or DEFAULT_TASKS[world],
+            self.episodes,
+            self.out or self.policy / "rollouts.jsonl",
+            self.workers,
+            execute=self.execute,
+            ensemble=self.ensemble,
+            world=world,
+            camera=self.camera,
+            other_camera=self.other_camera,
+            look=self.look,
+        )
         console.print(success_table(rows))
+
+    def _in_a_row(self, world: Literal["calvin", "play_table"]) -> None:
+        import torch
+
+        from ideomotor.systems.table_trials import TableTrial, sequence_table
+        from ideomotor.systems.vpp_tables import evaluate_in_a_row
+
+        if self.tasks:
+            raise ValueError(f"--tasks chooses among single tasks; {world} runs sequences of five: leave it out")
+        trial = TableTrial(
+            world=world,
+            sequences=self.sequences,
+            steps=self.steps,
+            execute=self.execute,
+            ensemble=self.ensemble,
+            camera=self.camera,
+            calvin=self.calvin,
+            films=self.films,
+            workers=self.workers,
+        )
+        out = self.out or self.policy / world
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        summary = evaluate_in_a_row(self.policy, trial, out, device, self.other_camera)
+        console.print(sequence_table(summary))
+        console.print(f"page: {out / 'report.html'}", markup=False)
 
 
 def stages(config: VPP) -> Any:

@@ -1,0 +1,63 @@
+"""VPP at a play table, CALVIN's or our own: its policy tried on five tasks in a row."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ideomotor.evaluation.calvin_results import SequenceSummary
+from ideomotor.policies.actions import TemporalEnsemble
+from ideomotor.systems.quickstarts import command_line
+from ideomotor.systems.stages import camera_of
+from ideomotor.systems.table_trials import TableTrial, run_in_a_row
+from ideomotor.systems.vpp import VPP
+from ideomotor.systems.vpp_stages import load_agent, refuse_other_cameras, view_of
+from ideomotor.systems.vpp_trials import acting_by, name_of
+
+
+def evaluate_in_a_row(
+    folder: Path, trial: TableTrial, out: Path, device: str | torch.device = "cpu", other_camera: bool = False
+) -> SequenceSummary:
+    """Runs CALVIN's sequences with the policy of a finished stage 2, on ``device``; see ``table_trials.run_in_a_row``.
+
+    The log keeps the sequences under a fingerprint of all that decides how they end.
+
+    Raises:
+        ValueError: as ``run_in_a_row``; or the cameras named are not those of the demonstrations, and ``other_camera``
+            does not say that this is meant.
+    """
+    if not other_camera:
+        refuse_other_cameras(folder, trial.camera)
+    agent = acting_by(load_agent(folder, device), trial.execute, trial.ensemble)
+    plain = TableTrial(world="calvin" if trial.world == "play_table" else "play_table")  # the world is always named
+    flag = "--other-camera " if other_camera else ""
+    command = f"{command_line('vpp evaluate', out, trial, plain)} {flag}{shlex.quote(str(folder))}"
+    trial = replace(trial, camera=trial.camera or camera_of(folder))
+    decay = agent.config.ensemble
+    return run_in_a_row(
+        agent,
+        view_of(agent.config),
+        trial,
+        out,
+        arm=name_of(agent, trial.camera, trial.world, trial.steps),
+        name="VPP",
+        command=command,
+        ensemble=None if decay is None else TemporalEnsemble(decay),
+        facts=_facts(agent.config),
+    )
+
+
+def _facts(config: VPP) -> dict[str, str]:
+    foresight = config.foresight
+    seen = {
+        "foresight": f"one pass of the video model, told a noise level of {foresight.sigma:g}, up-blocks "
+        f"{', '.join(map(str, foresight.layers))}; noise "
+        + ("drawn anew at each look" if foresight.seed is None else "the same at each look"),
+        "latents": "the latents of the newest frame (a control without foresight)",
+        "pixels": "a CNN of the newest frame (a control without foresight)",
+    }
+    averaged = "none" if config.ensemble is None else f"overlapping chunks averaged, decay {config.ensemble:g}"
+    return {"the policy sees": seen[config.eyes], "ensemble": averaged}
