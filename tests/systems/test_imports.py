@@ -20,7 +20,11 @@ EXTRAS = {
     "metaworld": "metaworld",
 }
 # A world is a Gymnasium environment by inheritance, so these cannot be imported without it.
-WORLDS = {f"ideomotor.envs.{name}" for name in ("chunked", "imagined", "metaworld", "pixels", "toy", "vector", "world")}
+TABLES = ("calvin", "play_table", *(f"play_table_{name}" for name in ("contract", "scripts", "tasks", "walk")))
+WORLDS = {
+    f"ideomotor.envs.{name}"
+    for name in ("chunked", "imagined", "metaworld", "pixels", "toy", "vector", "world", *TABLES)
+}
 
 # Stands for a machine that has the core alone: the optional packages are not found, and nothing is connected to.
 CORE_ONLY = f"""

@@ -67,7 +67,8 @@ def models() -> VPDDAgent:
 
 def clips(n: int = 3) -> tuple[Clip, Clip]:
     data = synthetic_dataset(episodes=3, length=12, size=32)
-    whole = ClipLoader([Source(dataset=data, window=tiny().window, cameras={VIEW: "video"})], n, seed=1, prefetch=0)
+    window = replace(tiny().window, outlook=0)  # what is painted in is a chunk of the policy's own length
+    whole = ClipLoader([Source(dataset=data, window=window, cameras={VIEW: "video"})], n, seed=1, prefetch=0)
     return whole.batch(0).split(4)
 
 
