@@ -18,6 +18,9 @@ EXTRAS = {
     "gymnasium": "metaworld",
     "mujoco": "metaworld",
     "metaworld": "metaworld",
+    "websockets": "serve",
+    "msgpack": "serve",
+    "prometheus_client": "serve",
 }
 # A world is a Gymnasium environment by inheritance, so these cannot be imported without it.
 TABLES = ("calvin", "play_table", *(f"play_table_{name}" for name in ("contract", "scripts", "tasks", "walk")))
