@@ -227,7 +227,7 @@ class Dataset:
     Attributes:
         name: short, for tables and cameras' legends.
         format: the name of the reader in ``data.formats``.
-        fingerprint: hexadecimal; changes when a file's name, size or modification time changes, or a reader's version.
+        fingerprint: hexadecimal; changes with the files' names, sizes and contents, and with a reader's version.
     """
 
     name: str

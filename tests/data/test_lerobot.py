@@ -414,7 +414,10 @@ def test_episodes_travel_to_workers_and_the_fingerprint_follows_the_files(copy):
     found.read_actions()[:] = 0  # the caller's copy
     np.testing.assert_array_equal(found.read_actions(), episode(3)["actions"])
     assert read(copy).fingerprint == dataset.fingerprint
-    os.utime(copy / "data/chunk-000/file-000.parquet", ns=(1, 1))
+    table = copy / "data/chunk-000/file-000.parquet"
+    os.utime(table, ns=(1, 1))  # as copying does
+    assert read(copy).fingerprint == dataset.fingerprint
+    (copy / "meta/stats.json").write_text("{}")
     assert read(copy).fingerprint != dataset.fingerprint
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ideomotor.data.draft import digest, require_space
 from ideomotor.data.feature_cache import FeatureCache
+from ideomotor.data.formats.checks import pieces
 from ideomotor.data.mixture import Source
 from ideomotor.data.windows import WindowIndex
 from ideomotor.systems.progress import bar
@@ -97,8 +98,8 @@ def _model_key(foreseeing: Foreseeing) -> str:
 
 
 def _text_key(text: str) -> list[Any]:
-    """The name of a packaged encoder; or the files of a folder, with their sizes and times of change."""
+    """The name of a packaged encoder; or the files of a folder, with a digest of what they hold."""
     if text in ("sentence", "hashed"):
         return [text]
     files = sorted(file for file in Path(text).iterdir() if file.is_file())
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [(file.name, pieces(file).hex()) for file in files]

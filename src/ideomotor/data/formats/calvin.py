@@ -213,8 +213,7 @@ class _Listing:
         with os.scandir(folder) as entries:
             for entry in sorted((e for e in entries if _FRAME.fullmatch(e.name)), key=lambda e: e.name):
                 names[int(entry.name[8:-4])] = entry.name
-                stat = entry.stat()
-                digest.update(f"{entry.name} {stat.st_size} {stat.st_mtime_ns}\0".encode())
+                digest.update(f"{entry.name} {entry.stat().st_size}\0".encode())
         return _Listing(folder=folder, names=names, digest=digest.hexdigest()[:32])
 
     def used(self, stretches: Iterable[_Stretch]) -> list[str]:

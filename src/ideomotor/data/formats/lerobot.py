@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ideomotor.data.formats import lerobot_layout as layout
+from ideomotor.data.formats.checks import fingerprint
 from ideomotor.data.formats.lerobot_tables import CHECKED, Damaged, Table, damage, said
 from ideomotor.data.formats.lerobot_writer import LeRobotWriter
 from ideomotor.data.video import VideoError, VideoFrames, VideoInfo, probe
@@ -54,7 +54,9 @@ def read(path: Path | str, *, tolerance_s: float = 1e-4) -> Dataset:
         format="lerobot",
         episodes=tuple(episodes),
         quarantined=tuple(reader.quarantined),
-        fingerprint=_fingerprint(root),
+        fingerprint=fingerprint(
+            root, [file for part in ("meta", "data", "videos") for file in (root / part).rglob("*")], READER
+        ),
     )
 
 
@@ -240,13 +242,3 @@ def _whole(row: Mapping[str, Any], key: str) -> int:
     if not isinstance(value, int) or value < 0:
         raise Damaged(f"its {key} in meta/episodes is {value!r}; a whole number was wanted")
     return value
-
-
-def _fingerprint(root: Path) -> str:
-    """Returns a digest of the names, sizes and modification times of the dataset's files."""
-    digest = hashlib.sha256(READER.encode())
-    for path in sorted(path for part in ("meta", "data", "videos") for path in (root / part).rglob("*")):
-        if path.is_file():
-            stat = path.stat()
-            digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
