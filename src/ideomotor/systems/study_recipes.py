@@ -15,6 +15,7 @@ from ideomotor.evaluation.study import Study, check_keys
 from ideomotor.systems.collection_worlds import tasks_of
 from ideomotor.systems.study_cells import Cell, Done, Recipe
 from ideomotor.systems.study_mbrl import MBRL, run_mbrl
+from ideomotor.systems.study_vpp import VPPEyes, run_vpp
 from ideomotor.training.config import config_from_json, config_to_json
 
 
@@ -158,5 +159,12 @@ def _recipes() -> dict[str, Recipe]:
             most_episodes=20,
             per_task=True,
             run=run_mbrl,
+        ),
+        "vpp": Recipe(
+            settings=VPPEyes,
+            tasks=(*tasks_of("metaworld"), *tasks_of("toy")),
+            most_episodes=20,
+            per_task=False,
+            run=run_vpp,
         ),
     }
