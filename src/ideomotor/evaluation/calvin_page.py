@@ -58,6 +58,7 @@ def sequence_page(data: SequencePage) -> str:
     text, policy = page.template("calvin_page.html")
     return Template(text).substitute(
         policy=policy,
+        mark="ideomotor sequences",
         title=say.escaped(data.title),
         subtitle=say.escaped(data.subtitle),
         created=say.escaped(data.created),

@@ -53,6 +53,7 @@ def render(data: ReportData) -> str:
         )
     return Template(page).substitute(
         policy=policy,
+        mark="ideomotor",
         title=say.escaped(data.title),
         subtitle=f'<p class="subtitle">{say.escaped(data.subtitle)}</p>' if data.subtitle else "",
         created=f'<p class="created">{say.escaped(data.created)}</p>' if data.created else "",
@@ -74,14 +75,13 @@ def render(data: ReportData) -> str:
 
 @cache
 def template(name: str) -> tuple[str, str]:
-    """Returns a template, and the policy that allows its own style and script by their hashes, and nothing else.
-
-    All pages look alike: a template with an empty ``<style>`` has that of the report.
+    """Returns a template in the frame and the style of all pages, and the policy that allows these and its own script
+    by their hashes, and nothing else.
     """
     folder = files("ideomotor.evaluation")
-    text, report = (folder.joinpath(file).read_text(encoding="utf-8") for file in (name, "report_page.html"))
-    style = report[report.index("<style>") : report.index("</style>")]
-    text = text.replace("<style></style>", style + "</style>")
+    text = folder.joinpath("page_frame.html").read_text(encoding="utf-8")
+    for place, file in (("<!-- style -->", "page_style.css"), ("<!-- page -->\n", name)):
+        text = text.replace(place, folder.joinpath(file).read_text(encoding="utf-8"))
     hashes = {
         tag: " ".join(
             f"'sha256-{base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()}'"

@@ -37,6 +37,7 @@ def study_page(summary: StudySummary, versions: Mapping[str, str]) -> str:
     }
     return Template(text).substitute(
         policy=policy,
+        mark="ideomotor study",
         title=say.escaped(study.title),
         question=say.escaped(study.question),
         banner=banner,
