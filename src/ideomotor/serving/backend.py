@@ -13,9 +13,9 @@ class Backend(Protocol):
     """A policy or a world as the server sees it: messages in, replies out, one state a session.
 
     ``session`` and ``prepare`` are called in the event loop and have to be quick (well below a millisecond: check and
-    keep, no network of weights). ``infer`` and ``imagine`` run in the server's one worker thread, never two at a time. What was
-    prepared first in a session is inferred first, so a prepared world step may hold its session and move it on in
-    ``infer``; it is left out, and its session stays as it is, where its deadline passed or its client went away.
+    keep, no network of weights). ``infer`` and ``imagine`` run in the server's one worker thread, never two at a time.
+    What was prepared first in a session is inferred first, so a prepared world step may hold its session and move it on
+    in ``infer``; it is left out, and its session stays as it is, where its deadline passed or its client went away.
     """
 
     @property
