@@ -22,7 +22,8 @@ import torch
 from ideomotor import Clip
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
-from ideomotor.systems.vpdd import VIEW, VPDD, VPDDAgent, fast
+from ideomotor.systems.vpdd import VIEW, VPDD, fast
+from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.systems.vpdd_compiled import CompiledAgent
 from ideomotor.systems.vpdd_stages import load_agent, text_encoder
 from ideomotor.tokenizers.vqvae3d import VQVAE3D

@@ -24,7 +24,8 @@ from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor
-from ideomotor.systems.vpdd import VIEW, Dial, VPDDAgent, fast
+from ideomotor.systems.vpdd import VIEW, Dial, fast
+from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.systems.vpdd_published import PublishedVPDD
 from ideomotor.systems.vpdd_published_agent import PublishedAgent
 from ideomotor.systems.vpdd_stages import text_encoder

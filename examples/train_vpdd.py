@@ -18,7 +18,8 @@ from ideomotor.layers.text import HashedWords
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
 from ideomotor.systems.sources import recorded_actions
-from ideomotor.systems.vpdd import ActionDenoising, VideoDenoising, VPDDAgent, tiny
+from ideomotor.systems.vpdd import ActionDenoising, VideoDenoising, tiny
+from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.systems.vpdd_stages import open_run
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.training import OptimConfig

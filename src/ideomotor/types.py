@@ -354,6 +354,31 @@ class WorldModel(Protocol):
         """Returns a state of ``times`` copies of each row, side by side; ``state`` stays as it is."""
 
 
+class Prefix(NamedTuple):
+    """The actions that a chunk has to begin with, because they are under way already while it is thought of.
+
+    Of row ``i`` the first ``known[i]`` of ``actions`` count, in the units of the environment; the rest is without
+    meaning, but finite.
+    """
+
+    actions: Float[Tensor, "b chunk action"]
+    known: Int[Tensor, " b"]
+
+    @property
+    def mask(self) -> Bool[Tensor, "b chunk 1"]:
+        """True where an action is known."""
+        places = torch.arange(self.actions.shape[1], device=self.known.device)
+        return (places < self.known[:, None])[..., None]
+
+    def to(self, device: torch.device | str) -> Prefix:
+        """Returns it on ``device``."""
+        return Prefix(self.actions.to(device), self.known.to(device))
+
+    def put(self, actions: Float[Tensor, "b chunk action"]) -> Float[Tensor, "b chunk action"]:
+        """Returns the chunks with the known actions in their places, as they came."""
+        return torch.where(self.mask, self.actions.to(actions), actions)
+
+
 @runtime_checkable
 class Agent(Protocol):
     """What acts: a batch of observations in, a batch of action chunks out."""

@@ -9,7 +9,7 @@ import torch
 from ideomotor.layers.conv import PixelStemConfig
 from ideomotor.layers.transformer import TransformerConfig
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
-from ideomotor.types import Losses
+from ideomotor.types import Losses, Prefix
 
 CONFIG = DiscreteDiffusionPolicyConfig(
     action_width=2, chunk=3, bins=8, features=(4, 6), text_width=5, state_width=2, pixels=16, squeeze=4, read_tokens=2,
@@ -174,3 +174,24 @@ def test_likelihood_tells_which_foresight_the_actions_came_from(
         [policy.log_likelihood(**seen, actions=one.expand(8, -1, -1), generator=generator) for one in actions]
     )
     assert torch.equal(table.argmax(1), torch.arange(8)) and (table <= 0).all()
+
+
+def test_a_chunk_begins_with_the_actions_under_way_and_goes_on_from_them(policy: DiscreteDiffusionPolicy) -> None:
+    """Rows know one action, two and none; each comes back as it was given, not as its bin's centre."""
+    torch.nn.init.normal_(policy.actions.head.weight, std=0.5)
+    seen, free = batch(3), policy.eval().sample(**batch(3), steps=4)
+    under_way = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(5))
+    prefix = Prefix(under_way, torch.tensor([1, 2, 0]))
+    chunk = policy.sample(**seen, steps=4, prefix=prefix)
+    assert torch.equal(chunk[0, :1], under_way[0, :1]) and torch.equal(chunk[1, :2], under_way[1, :2])
+    assert torch.equal(chunk[2], free[2])
+    other = policy.sample(**seen, steps=4, prefix=Prefix(-under_way, prefix.known))
+    assert not torch.equal(other[0, 1:], chunk[0, 1:]) or not torch.equal(other[1, 2:], chunk[1, 2:])
+    # What lies behind the known actions has no meaning.
+    beyond = under_way.clone()
+    beyond[0, 1:], beyond[1, 2:], beyond[2] = 9.0, 9.0, 9.0
+    assert torch.equal(policy.sample(**seen, steps=4, prefix=Prefix(beyond, prefix.known)), chunk)
+    alone = {name: value[:1] for name, value in seen.items()}
+    assert torch.equal(policy.sample(**alone, steps=4, prefix=Prefix(under_way[:1], prefix.known[:1])), chunk[:1])
+    with pytest.raises(ValueError, match="foretells 3 of width 2"):
+        policy.sample(**seen, prefix=Prefix(under_way[:, :2], prefix.known))

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ideomotor.diffusion.sigma_samplers import Sampling
+from ideomotor.diffusion.sigma_samplers import Deterministic, Sampling, Stochastic
 from ideomotor.layers.encoder_decoder import EncoderDecoderConfig
 from ideomotor.policies.edm_transformer import ActionGroup, EDMTransformer, EDMTransformerConfig
 from ideomotor.training.config import config_from_json, config_to_json
+from ideomotor.types import Prefix
 
 TRUNK = EncoderDecoderConfig(
     width=32, encoder_layers=1, decoder_layers=2, heads=2,
@@ -212,3 +213,26 @@ def test_what_does_not_fit_is_refused() -> None:
     for message, wrong in (("width 33", {"width": 33}), ("a dropout is 1", {"residual_dropout": 1.0})):
         with pytest.raises(ValueError, match=message):
             replace(TRUNK, **wrong)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "lms", "dpmpp_2m", "euler_ancestral"])
+def test_a_chunk_begins_with_the_actions_under_way_and_goes_on_from_them(sampler: Deterministic | Stochastic) -> None:
+    """Rows know one action, three and none. The network is shown them at every noise level, with that much noise."""
+    model, seen = policy(sampling=Sampling(sampler=sampler, steps=5)).eval(), batch(3)
+    under_way = torch.rand(3, 4, 3, generator=seeded()) * 2 - 1
+    prefix, noise = Prefix(under_way, torch.tensor([1, 3, 0])), torch.randn(3, 4, 3, generator=seeded())
+
+    def act(prefix: Prefix | None) -> torch.Tensor:
+        return model.act(**seen, noise=noise, generator=seeded(), prefix=prefix)
+
+    chunk = act(prefix)
+    assert torch.equal(chunk[0, :1], under_way[0, :1]) and torch.equal(chunk[1, :3], under_way[1, :3])
+    torch.testing.assert_close(chunk[2], act(None)[2])
+    other = act(Prefix(-under_way, prefix.known))
+    assert (other[0, 1:] - chunk[0, 1:]).abs().max() > 1e-3 and (other[1, 3:] - chunk[1, 3:]).abs().max() > 1e-3
+    shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+    whole = model.denoise
+    model.denoise = lambda x, sigma, context: (shown.append((x, sigma)), whole(x, sigma, context))[1]  # type: ignore[method-assign]
+    act(prefix)
+    for x, sigma in shown:
+        torch.testing.assert_close(x[1, :3], under_way[1, :3] + sigma[1] * noise[1, :3])

@@ -14,7 +14,8 @@ from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
 from ideomotor.systems.inpainting import actions_given_video, future_given_actions, video_given_actions
 from ideomotor.systems.sources import recorded_actions
-from ideomotor.systems.vpdd import VIEW, VPDDAgent, context_tokens, tiny
+from ideomotor.systems.vpdd import VIEW, context_tokens, tiny
+from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.types import Clip
 
@@ -98,7 +99,9 @@ def test_actions_follow_the_future_that_is_given() -> None:
     assert torch.equal(actions, actions_given_video(agent, context, tokens))
     handed = []
     sample = agent.policy.sample
-    agent.policy.sample = lambda frames, features, *rest: handed.append(features) or sample(frames, features, *rest)
+    agent.policy.sample = lambda frames, features, *rest, **more: (
+        handed.append(features) or sample(frames, features, *rest, **more)
+    )
     actions_given_video(agent, context, future.frames[VIEW])
     actions_given_video(agent, context, 255 - future.frames[VIEW])
     seen, text = context_tokens(context, agent.tokenizer, agent.predictor), HashedWords()(context.text)

@@ -26,10 +26,10 @@ from ideomotor.systems.vpdd import (
     ActionDenoising,
     Stage,
     VideoDenoising,
-    VPDDAgent,
     decode,
     tokens_of,
 )
+from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.systems.vpdd_imagine import imagine
 from ideomotor.systems.vpdd_stages import (
     Models,
@@ -148,7 +148,9 @@ def test_the_domain_reaches_all_that_foretells() -> None:
     agent = VPDDAgent(config, policy, predictor, tokenizer, HashedWords(), "robot")
     handed: list[Tensor] = []
     sample = policy.sample
-    policy.sample = lambda frames, features, *rest: handed.append(features) or sample(frames, features, *rest)
+    policy.sample = lambda frames, features, *rest, **more: (
+        handed.append(features) or sample(frames, features, *rest, **more)
+    )
     for agent.dial in ("features", "full"):
         handed.clear()
         for domain in (None, robot, human):  # in the domain that it was made for, unless the context names one

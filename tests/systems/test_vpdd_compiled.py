@@ -11,7 +11,8 @@ from torch._dynamo.utils import counters
 from ideomotor.layers.text import HashedWords
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
-from ideomotor.systems.vpdd import PRESETS, VIEW, VPDDAgent
+from ideomotor.systems.vpdd import PRESETS, VIEW
+from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.systems.vpdd_compiled import CompiledAgent
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.types import DOMAINS, Clip

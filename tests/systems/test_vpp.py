@@ -23,7 +23,7 @@ from ideomotor.systems.vpp import ActionDenoising, Foreseeing, Foresight
 from ideomotor.systems.vpp_presets import PRESETS, looking_with
 from ideomotor.systems.vpp_shards import pack, unpack
 from ideomotor.systems.vpp_stages import goal_encoder, load_agent, load_models, token_encoder
-from ideomotor.types import Clip
+from ideomotor.types import Clip, Prefix
 
 BLIND = ("--eyes", "latents", "--former.feature-width", 4, "--former.frames", 1)
 TOY = ("--world", "toy", "--tasks", "red")
@@ -285,6 +285,12 @@ def test_an_own_robot_learns_and_acts_in_its_units(home: Path, tmp_path: Path) -
     turned = states * torch.where((torch.arange(19) >= 3) & (torch.arange(19) < 7), -1.0, 1.0)
     again = agent.act(replace(context, proprio=turned))
     torch.testing.assert_close(again[..., :3], commands[..., :3], atol=1e-4, rtol=1e-3)
+    # Commands that are under way already stay as they are, of each row as many as it has, and the others follow them.
+    shifted = torch.cat([commands[..., :3] + 0.01, commands[..., 3:]], -1)
+    begun = Prefix(shifted, torch.tensor([0, 2]))
+    on = agent.act(context, prefix=begun)
+    assert torch.equal(on[1, :2], begun.actions[1, :2]) and not torch.equal(on[1, 2:], commands[1, 2:])
+    torch.testing.assert_close(on[0], commands[0], atol=1e-2, rtol=1e-2)
     with pytest.raises(ValueError, match="proprioception of width 19 and got None"):
         agent.act(seen(2))
     shutil.rmtree(tmp_path / "policy/robot")

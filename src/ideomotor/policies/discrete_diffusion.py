@@ -21,7 +21,7 @@ from ideomotor.layers.resampler import SpatialReadout
 from ideomotor.layers.token_groups import TokenGroups
 from ideomotor.layers.transformer import Cache, Transformer, TransformerConfig, repeat_cache
 from ideomotor.policies.actions import QuantileBins, Standardized
-from ideomotor.types import Losses
+from ideomotor.types import Losses, Prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,12 +283,19 @@ class DiscreteDiffusionPolicy(nn.Module):
         steps: int = 2,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        prefix: Prefix | None = None,
     ) -> Float[Tensor, "b chunk action"]:
-        """Returns a chunk of actions in the units of the demonstrations, decoded in ``steps`` passes."""
+        """Returns a chunk of actions in the units of the demonstrations, decoded in ``steps`` passes.
+
+        With a ``prefix`` the chunk begins with just these actions: their tokens are shown from the first pass on.
+        """
         cache = self.observe(frames, features, text, state)
         unknown = torch.full(
             (len(text), self.config.chunk * self.config.action_width), self.actions.mask_id, device=text.device
         )
+        if prefix is not None:
+            known = repeat(prefix.mask, "b chunk 1 -> b (chunk action)", action=self.config.action_width)
+            unknown = torch.where(known, self._tokens(prefix.actions), unknown)
         tokens = parallel_decode(
             lambda xt: self.logits(xt, cache),
             unknown,
@@ -297,4 +304,5 @@ class DiscreteDiffusionPolicy(nn.Module):
             temperature=temperature,
             generator=generator,
         )
-        return self.bins.decode(rearrange(tokens, "b (chunk action) -> b chunk action", chunk=self.config.chunk))
+        actions = self.bins.decode(rearrange(tokens, "b (chunk action) -> b chunk action", chunk=self.config.chunk))
+        return actions if prefix is None else prefix.put(actions)

@@ -19,7 +19,7 @@ from ideomotor.diffusion.sigma_samplers import Sampling
 from ideomotor.layers.encoder_decoder import Context, Decoder, Encoder, EncoderDecoderConfig
 from ideomotor.layers.linear import Linear
 from ideomotor.layers.step_text import sinusoid, two_layers
-from ideomotor.types import Losses
+from ideomotor.types import Losses, Prefix
 
 Density = Literal["log_logistic", "log_uniform", "uniform", "v_diffusion"]
 
@@ -258,6 +258,7 @@ class EDMTransformer(nn.Module):
         sampling: Sampling | None = None,
         generator: torch.Generator | None = None,
         noise: Float[Tensor, "b chunk action"] | None = None,
+        prefix: Prefix | None = None,
     ) -> Float[Tensor, "b chunk action"]:
         """Returns a chunk of actions, not clipped.
 
@@ -268,13 +269,22 @@ class EDMTransformer(nn.Module):
             sampling: other than the configuration's, such as the published evaluation's ``Sampling(sigma_min=1.0)``.
             generator: of the noise.
             noise: to start from, in place of a draw.
+            prefix: what the chunk begins with. Before each call of the network these actions are put back, with as
+                much of the first noise as the level says.
         """
         sampling = self.config.sampling if sampling is None else sampling
         context = self.context(features, goal, proprio)
         if noise is None:
             shape = (len(goal), self.config.chunk, self.config.action_width)
             noise = edm.noise_like(torch.empty(shape, device=goal.device), generator)
-        return sampling.run(lambda x, sigma: self.denoise(x, sigma, context), noise, generator)
+        if prefix is None:
+            return sampling.run(lambda x, sigma: self.denoise(x, sigma, context), noise, generator)
+
+        def denoise(x: Float[Tensor, "b chunk action"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b chunk action"]:
+            known = prefix.actions + sigma[:, None, None] * noise
+            return prefix.put(self.denoise(torch.where(prefix.mask, known.to(x), x), sigma, context))
+
+        return prefix.put(sampling.run(denoise, noise, generator))
 
 
 def _goal(goal_width: int, width: int) -> nn.Sequential:

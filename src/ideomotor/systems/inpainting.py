@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ideomotor.diffusion.samplers import draw
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
-from ideomotor.systems.vpdd import VPDDAgent, context_tokens, decode, encode, refuse_odd_context, seen_frames
+from ideomotor.systems.vpdd import context_tokens, decode, encode, seen_frames
+from ideomotor.systems.vpdd_agent import VPDDAgent, refuse_odd_context
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.types import Clip
 

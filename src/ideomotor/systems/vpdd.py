@@ -2,7 +2,8 @@
 
 Source: "Learning an Actionable Discrete Diffusion Policy via Large-Scale Actionless Video Pre-Training" (2402.14407),
 in a fast form: masked tokens instead of 100 posterior steps, a plain transformer instead of the Perceiver, pixels of
-the policy's own. The way of the data can be read from top to bottom: tokenizer, pre-training, fine-tuning, acting.
+the policy's own. The way of the data can be read from top to bottom: tokenizer, pre-training, fine-tuning; acting is in
+``systems.vpdd_agent``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ideomotor.data.transforms import color_jitter, random_shift
-from ideomotor.data.windows import WindowConfig, refuse_other_context
+from ideomotor.data.windows import WindowConfig
 from ideomotor.diffusion.discrete import cosine_ratio
 from ideomotor.layers.conv import PixelStemConfig
 from ideomotor.layers.transformer import TransformerConfig
@@ -26,7 +27,7 @@ from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, Discr
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
 from ideomotor.tokenizers.vqvae3d import VQVAE3D, VQVAE3DConfig
 from ideomotor.training.optim import OptimConfig
-from ideomotor.types import DOMAINS, Borrowed, Clip, Losses, domain_id
+from ideomotor.types import DOMAINS, Borrowed, Clip, Losses
 
 TextEncoder = Callable[[Sequence[str]], Float[Tensor, "b d"]]
 VIEW = "main"  # the first camera of this system, whatever a data set calls it
@@ -184,27 +185,6 @@ def seen_frames(clip: Clip, views: int) -> UInt8[Tensor, "b t c h w"]:
     return torch.cat([clip.frames[name] for name in names], -2)
 
 
-def refuse_odd_context(context: Clip, config: VPDD) -> None:
-    """Refuses what a policy would act on blindly, or fail on without a word of the cause.
-
-    Raises:
-        ValueError: another number of frames, a state that is not finite, or domains that are none.
-    """
-    refuse_other_context(context.frames, config.window)
-    state = context.proprio
-    if config.policy.state_width and state is not None and not state.isfinite().all():
-        row = int((~state.isfinite().all(1)).nonzero()[0])
-        raise ValueError(
-            f"the state of sample {row} is {state[row].tolist()}; wanted finite numbers: check the robot's sensors"
-        )
-    ids, known = context.domain, set(range(len(DOMAINS)))
-    if ids is not None and (tuple(ids.shape) != (len(context),) or not set(ids.tolist()) <= known):
-        raise ValueError(
-            f"the context's domains are {ids.tolist()}; wanted for each of {len(context)} samples an id: "
-            f"{', '.join(f'{domain_id(name)} {name}' for name in DOMAINS)}, or none at all"
-        )
-
-
 def encode(tokenizer: VQVAE3D, frames: UInt8[Tensor, "b t c h w"], views: int) -> Int[Tensor, "b latent n"]:
     """Returns the tokens of views that stand one above the other, each coded by itself."""
     tokens = tokenizer.encode(rearrange(frames, "b t c (view h) w -> (b view) t c h w", view=views))
@@ -302,75 +282,6 @@ def context_tokens(clip: Clip, tokenizer: VQVAE3D, predictor: DiscreteDiffusionP
     if clip.tokens is not None:
         return tokens_of(clip, tokenizer, views)[:, :latents]
     return encode(tokenizer, seen_frames(clip, views)[:, : latents * tokenizer.frames_per_latent], views)
-
-
-class VPDDAgent:
-    """Acts: frames and a sentence in, a chunk of actions out; and shows what it foresees.
-
-    Attributes:
-        dial: how far it imagines before it acts; may be turned at any time.
-        imagined: the video of the last call, where the dial is at "full".
-        domain: that it acts in, for a context that names none.
-    """
-
-    def __init__(
-        self,
-        config: VPDD,
-        policy: DiscreteDiffusionPolicy,
-        predictor: DiscreteDiffusionPredictor | None,
-        tokenizer: VQVAE3D | None,
-        text: TextEncoder,
-        domain: str = "unknown",
-    ) -> None:
-        domain_id(domain)  # refuses an unknown name
-        self.domain = domain
-        self.config, self.policy, self.predictor, self.tokenizer, self.text = config, policy, predictor, tokenizer, text
-        self.dial: Dial = config.dial
-        self.imagined: UInt8[Tensor, "b t c h w"] | None = None
-        for module in (policy, predictor, tokenizer):
-            if module is not None:
-                module.eval()
-
-    @torch.inference_mode()
-    def act(self, context: Clip) -> Float[Tensor, "b chunk action"]:
-        """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again.
-
-        Raises:
-            ValueError: the context is none that the policy was trained on; see ``refuse_odd_context``.
-        """
-        refuse_odd_context(context, self.config)
-        device = next(self.policy.parameters()).device
-        context = context.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.finetune_stage.optim.bf16):
-            text = self.text(context.text).to(device)
-            return self.policy.sample(
-                seen_frames(context, self.config.views),
-                self._foresight(context, text),
-                text,
-                context.proprio,
-                self.config.action_steps,
-            ).float()
-
-    def domain_ids(self, context: Clip) -> Int[Tensor, " b"]:
-        """Returns the context's domains; where it names none, the agent's own."""
-        if context.domain is not None:
-            return context.domain
-        device = next(self.policy.parameters()).device
-        return torch.full((len(context),), domain_id(self.domain), device=device)
-
-    def _foresight(self, context: Clip, text: Float[Tensor, "b d"]) -> Float[Tensor, "b m d"] | None:
-        if self.predictor is None or self.tokenizer is None or self.dial == "none":
-            return None
-        seen, future = context_tokens(context, self.tokenizer, self.predictor), None
-        domain = self.domain_ids(context)
-        if self.dial != "features":
-            steps = self.config.imagine_steps
-            steps = steps if self.dial == "full" else max(1, steps // 2)
-            future = self.predictor.sample(seen, text, steps, domain=domain)
-        if self.dial == "full":
-            assert future is not None
-            self.imagined = decode(self.tokenizer, future, self.predictor.config.grid, self.config.views)
-        return self.predictor.features(seen, text, future, domain)
 
 
 def fast() -> VPDD:

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ideomotor.systems.vpdd import VPDDAgent
+from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.types import Clip
 
 Backend = Literal["inductor", "aot_eager", "eager"]

@@ -47,7 +47,8 @@ from ideomotor.systems.stages import (
     view_of,
 )
 from ideomotor.systems.trials import roll_out
-from ideomotor.systems.vpdd import VPDD, ActionDenoising, Dial, TextEncoder, VideoDenoising, VPDDAgent
+from ideomotor.systems.vpdd import VPDD, ActionDenoising, Dial, TextEncoder, VideoDenoising
+from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.systems.vpdd_compiled import CompiledAgent
 from ideomotor.tokenizers.vqvae3d import VQVAE3D, VQVAE3DConfig
 from ideomotor.training.checkpoint import fingerprint, load_model

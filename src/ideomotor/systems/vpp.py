@@ -29,7 +29,7 @@ from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
 from ideomotor.systems.vpdd import Stage, TextEncoder, seen_frames, view_names
 from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig
 from ideomotor.training.optim import OptimConfig
-from ideomotor.types import Borrowed, Clip, Losses
+from ideomotor.types import Borrowed, Clip, Losses, Prefix
 
 TokenEncoder = Callable[[Sequence[str]], Float[Tensor, "b n d"]]
 Eyes = Literal["foresight", "latents", "pixels"]
@@ -334,7 +334,10 @@ class VPPAgent:
 
     @torch.inference_mode()
     def act(
-        self, context: Clip, generators: Sequence[torch.Generator] | None = None
+        self,
+        context: Clip,
+        generators: Sequence[torch.Generator] | None = None,
+        prefix: Prefix | None = None,
     ) -> Float[Tensor, "b chunk action"]:
         """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again.
 
@@ -344,6 +347,7 @@ class VPPAgent:
             context: the newest frame of each view, and the sentence.
             generators: one a sample, of the noise that the future is foretold from; where that is the same each time
                 (``Foresight.seed``), nothing is drawn from them.
+            prefix: actions, or commands of an own robot, that the chunk begins with and goes on from.
 
         Raises:
             ValueError: the context is none that the policy was trained on, or lacks the state that it reads.
@@ -362,8 +366,21 @@ class VPPAgent:
                 read_state(self.robot, config, context.proprio),
                 self.sampling,
                 noise=noise.to(device).expand(len(context), -1, -1),
+                prefix=None if prefix is None else self._told(prefix.to(device), context.proprio),
             ).float()
-        return actions if self.robot is None else self.robot.decode(actions, context.proprio)
+        actions = actions if self.robot is None else self.robot.decode(actions, context.proprio)
+        return actions if prefix is None else prefix.put(actions)
+
+    def _told(self, prefix: Prefix, state: Float[Tensor, "b state"] | None) -> Prefix:
+        """The prefix as the policy knows actions; what is not known is no command, and has none."""
+        if self.robot is None:
+            return prefix
+        actions = prefix.actions.new_zeros(*prefix.actions.shape[:2], self.policy.config.action_width)
+        for row, known in enumerate(prefix.known.tolist()):
+            if known:
+                here = None if state is None else state[row : row + 1]
+                actions[row, :known] = self.robot.encode(prefix.actions[row : row + 1, :known], here)[0]
+        return Prefix(actions, prefix.known)
 
 
 def cameras_of(config: VPP) -> tuple[str, ...]:
