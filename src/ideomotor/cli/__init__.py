@@ -17,6 +17,7 @@ from ideomotor.cli.data import DataVerbs
 from ideomotor.cli.imagine import Imagine
 from ideomotor.cli.presets import SystemConfigs, preset, system_configs
 from ideomotor.cli.published import Export, ImportVerbs
+from ideomotor.cli.serve import Serve
 from ideomotor.cli.study import StudyCommand
 from ideomotor.systems.vpdd import PRESETS
 
@@ -136,6 +137,7 @@ def _commands(configs: SystemConfigs) -> Any:
         | Annotated[worlds, tyro.conf.subcommand("ivideogpt")]
         | Annotated[vpp.stages(configs.vpp), tyro.conf.subcommand("vpp")]
         | Annotated[Imagine, tyro.conf.subcommand("imagine")]
+        | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[StudyCommand, tyro.conf.subcommand("study")]
     )

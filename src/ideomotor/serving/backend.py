@@ -52,7 +52,8 @@ class Backend(Protocol):
         """Returns a reply to each of at most ``max_batch`` prepared requests, from one forward pass.
 
         A reply is what the wire takes: a dict of names to arrays of numbers, numbers, texts, None, lists and such dicts
-        (``{"actions": float32 (T, A)}``). The server adds ``server_timing`` and ``ideomotor``. Where a batch of several
+        (``{"actions": float32 (T, A)}``). The server adds ``server_timing``, and to what stands under ``ideomotor`` its
+        own facts; clients that did not send that key are not sent it. Where a batch of several
         raises, each of it is tried again alone, so that one request cannot spoil the others'.
         """
 

@@ -200,11 +200,12 @@ class Connection:
             self._refuse(question, self._internal(answer.failure))
             return
         reply = dict(answer.reply or {})
+        own = reply.pop(KEY, {})
         reply["server_timing"] = {"infer_ms": answer.infer_ms}
         if self._before_ms is not None:
             reply["server_timing"]["prev_total_ms"] = self._before_ms
         if question.echo is not None:
-            reply[KEY] = {**question.echo, "batch": answer.batch, "queue_ms": answer.queue_ms}
+            reply[KEY] = {**own, **question.echo, "batch": answer.batch, "queue_ms": answer.queue_ms}
         try:
             data = self.service.codec.pack(reply)
         except (TypeError, ValueError, OverflowError) as error:

@@ -110,13 +110,13 @@ class PolicyBackend:
         return Request(observation, seed_of(self.seed, session.now))
 
     def infer(self, batch: Sequence[Request]) -> list[dict[str, Any]]:
-        """Returns the chunks; requests with a state and without make a call each."""
+        """Returns the chunks, and the steps that they were thought from; requests without a state make a call apart."""
         replies: dict[int, dict[str, Any]] = {}
         for with_state in (False, True):
             rows = [row for row, one in enumerate(batch) if (one.observation.state is not None) == with_state]
             if rows:
                 for row, chunk in zip(rows, self._act([batch[row] for row in rows]), strict=True):
-                    replies[row] = {"actions": chunk}
+                    replies[row] = {"actions": chunk, "ideomotor": {"steps": list(batch[row].observation.steps)}}
         return [replies[row] for row in range(len(batch))]
 
     def imagine(self, prepared: Request) -> Iterator[Mapping[str, UInt8[np.ndarray, "t h w 3"]]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ideomotor.policies.actor_critic import ActorCritic, ActorCriticConfig
 from ideomotor.serving.backend import Backend
-from ideomotor.serving.contract import Contract
+from ideomotor.serving.contract import Actions, Contract, State
 from ideomotor.serving.policy_backend import PolicyBackend, Served
 from ideomotor.serving.world_backend import ServedWorld, WorldBackend
 from ideomotor.systems import vpdd_published_stages, vpdd_stages, vpp_stages
@@ -148,7 +148,7 @@ def vpp_backend(agent: VPPAgent, how: Serving, recorded_as: str | None = None) -
     withheld = head.proprio_dropout > 0 or head.published_places > 0
     relative = robot is not None and any(part.form != "absolute" for part in robot.config.parts)
 
-    def check(state: Float[Tensor, " state"] | None, prefix: Float[Tensor, "known action"] | None) -> None:
+    def check(state: State | None, prefix: Actions | None) -> None:
         assert robot is not None
         here = None if state is None else torch.from_numpy(state)[None]
         if here is not None:
