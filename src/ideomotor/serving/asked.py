@@ -71,7 +71,7 @@ def read_asked(message: dict[str, Any], echo: dict[str, Any] | None) -> Asked:
     if not _is_name(session):
         raise _wrong("session", session, f"a text of at most {_LONGEST_NAME} letters")
     operation = found.get("op", "infer")
-    if operation not in OPERATIONS:
+    if not isinstance(operation, str) or operation not in OPERATIONS:
         raise _wrong("op", operation, " or ".join(map(repr, OPERATIONS)))
     deadline = found.get("deadline_ms")
     if deadline is None:

@@ -8,7 +8,7 @@ from typing import Any
 from ideomotor.extras import require
 from ideomotor.serving.limits import TokenBucket
 
-_CHUNK = 64 * 1024
+_CHUNK = 32 * 1024
 """Bytes read from a socket at a time, so that others' messages come in between a flood of tiny frames."""
 _PINGS_A_SECOND, _PINGS_AT_ONCE = 10.0, 50
 _FRAGMENTS = 1024
