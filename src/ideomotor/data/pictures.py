@@ -1,8 +1,10 @@
-"""Single pictures in JPEG or PNG, as bytes from a file or a record, decoded by the codecs that decode video."""
+"""Single pictures as bytes: JPEG or PNG decoded by the codecs that decode video, PNG made without any."""
 
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ from jaxtyping import UInt8
 
 from ideomotor.extras import require
 
-_CODECS = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG\r\n\x1a\n": "png"}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_CODECS = {b"\xff\xd8\xff": "mjpeg", _PNG: "png"}
 
 
 def decode_picture(data: bytes, name: str | Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -32,6 +35,20 @@ def decode_picture(data: bytes, name: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     if len(pictures) != 1:
         raise ValueError(f"{name} holds a damaged picture (it decodes to {len(pictures)})")
     return pictures[0].to_ndarray(format="rgb24")
+
+
+def encode_png(picture: UInt8[np.ndarray, "h w 3"], level: int = 1) -> bytes:
+    """Returns an RGB picture as PNG; ``level`` 1 is quick, 9 is small."""
+    height, width, _ = picture.shape
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # before each row the number of its filter: 0, none
+    rows[:, 1:] = picture.reshape(height, 3 * width)
+    header = struct.pack("!2I5B", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, not interlaced
+    content = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), level)), (b"IEND", b""))
+    framed = (
+        struct.pack("!I", len(data)) + name + data + struct.pack("!I", zlib.crc32(name + data))
+        for name, data in content
+    )
+    return _PNG + b"".join(framed)
 
 
 def decode_movie(data: bytes, name: str | Path) -> UInt8[np.ndarray, "t h w 3"]:

@@ -74,14 +74,14 @@ def render(data: ReportData) -> str:
 
 
 @cache
-def template(name: str) -> tuple[str, str]:
+def template(name: str, package: str = "ideomotor.evaluation") -> tuple[str, str]:
     """Returns a template in the frame and the style of all pages, and the policy that allows these and its own script
-    by their hashes, and nothing else.
+    by their hashes, and nothing else. The template is a file of ``package``.
     """
-    folder = files("ideomotor.evaluation")
+    folder, own = files("ideomotor.evaluation"), files(package)
     text = folder.joinpath("page_frame.html").read_text(encoding="utf-8")
-    for place, file in (("<!-- style -->", "page_style.css"), ("<!-- page -->\n", name)):
-        text = text.replace(place, folder.joinpath(file).read_text(encoding="utf-8"))
+    for place, file in (("<!-- style -->", folder / "page_style.css"), ("<!-- page -->\n", own / name)):
+        text = text.replace(place, file.read_text(encoding="utf-8"))
     hashes = {
         tag: " ".join(
             f"'sha256-{base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()}'"

@@ -32,12 +32,14 @@ class _Question:
 
     Attributes:
         echo: what every answer repeats; None of a client that does not know our extensions.
+        message: what was asked, kept for viewers where there are any.
         parts: of its imagined video that were made.
     """
 
     size: int
     arrived: float
     echo: Mapping[str, Any] | None = None
+    message: Mapping[str, Any] | None = None
     parts: int = 0
 
 
@@ -129,6 +131,7 @@ class Connection:
         """Forgets what the client still waits for."""
         self._gone = True
         self.service.batcher.drop(self)
+        self.service.viewers.left(self.number)
         for question in list(self._open):
             self._end(question)
         self._sessions.clear()
@@ -175,6 +178,7 @@ class Connection:
             LOGGER.error("preparing failed", exc_info=error)
             raise self._internal(error) from error
         self._sessions[asked.session] = session
+        question.message = message if service.viewers.watched else None
         done = partial(self._answered, question, asked, prepared)
         if prepared is None:
             done(Answer(reply={}))
@@ -212,23 +216,32 @@ class Connection:
             LOGGER.error("a reply could not be packed", exc_info=error)
             self._refuse(question, self._internal(error))
             return
-        self._outbox.put_nowait(_Outgoing(data=data, then=partial(self._sent, question, asked, prepared)))
+        self._outbox.put_nowait(_Outgoing(data=data, then=partial(self._sent, question, asked, prepared, answer)))
 
-    def _sent(self, question: _Question, asked: Asked, prepared: Any) -> None:
+    def _sent(self, question: _Question, asked: Asked, prepared: Any, answer: Answer) -> None:
         seconds = time.perf_counter() - question.arrived
         self._before_ms = seconds * 1000
         self.service.metrics.answered(seconds)
+        if question.message is not None:
+            self.service.viewers.answered(self.number, asked.session, question.message, answer, seconds)
         if asked.imagine and prepared is not None and not self._gone:
-            dream = Dream(owner=self, prepared=prepared, part=lambda *made: self._part(question, dream, *made))
+            dream = Dream(owner=self, prepared=prepared, part=lambda *made: self._part(question, asked, dream, *made))
             self.service.batcher.dream(dream)
         else:
             self._end(question)
 
     def _part(
-        self, question: _Question, dream: Dream, part: Mapping[str, np.ndarray], last: bool, failure: Exception | None
+        self,
+        question: _Question,
+        asked: Asked,
+        dream: Dream,
+        part: Mapping[str, np.ndarray],
+        last: bool,
+        failure: Exception | None,
     ) -> None:
         if question not in self._open:
             return
+        self.service.viewers.imagined(self.number, asked.session, part, first=question.parts == 0)
         about = {**(question.echo or {}), "part": question.parts, "last": last}
         question.parts += 1
         if failure is not None:

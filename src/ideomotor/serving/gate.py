@@ -5,36 +5,42 @@ from __future__ import annotations
 import hmac
 import http
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from ideomotor.serving.metrics import Metrics
 
-VIEWER = "/viewer"
+CLIENT, VIEWER = "/", "/viewer"
 
 
 class Gate:
     """Answers plain requests, and lets a websocket through or says why not.
 
-    A websocket at ``/`` is a client. A browser tells the page that opens a websocket (``Origin``); it has to be this
+    A websocket at ``/`` is a client, one at ``/viewer`` watches; a viewer's key is asked for once it is open, since a
+    browser cannot send it before. A browser tells the page that opens a websocket (``Origin``); it has to be this
     server's own, so that no page of another site can drive a robot through its visitor's browser; without a key the
     address has to be a number or localhost too, because a name can be made to point at this machine.
 
     Args:
-        full: says whether no further client is taken.
+        page: what is shown at ``/`` to who opens no websocket there.
+        full: by path, says whether no further websocket is taken.
     """
 
-    def __init__(self, api_key: str | None, metrics: Metrics, full: Callable[[], bool]) -> None:
-        self._api_key, self._metrics, self._full = api_key, metrics, full
+    def __init__(
+        self, api_key: str | None, metrics: Metrics, page: bytes, full: Mapping[str, Callable[[], bool]]
+    ) -> None:
+        self._api_key, self._metrics, self._page, self._full = api_key, metrics, page, full
 
     def __call__(self, connection: Any, request: Any) -> Any:
         """Returns a response to a plain request or to one that is refused; None where a websocket is opened."""
         path, upgrade = request.path.split("?")[0], "Upgrade" in request.headers
         if path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if path == "/" and upgrade:
-            return self._websocket(connection, request)
+        if path in self._full and upgrade:
+            return self._websocket(connection, request, path)
+        if path == "/":
+            return respond(connection, self._page, "text/html; charset=utf-8")
         if path == "/metrics" and not upgrade:
             if not self.knows(request.headers.get("Authorization", "")):
                 return self._refuse(connection, http.HTTPStatus.UNAUTHORIZED, "the API key is missing or wrong")
@@ -53,12 +59,12 @@ class Gate:
         """Returns whether this is the API key, after a time that does not tell how much of it is right."""
         return self._api_key is None or hmac.compare_digest(key.encode(), self._api_key.encode())
 
-    def _websocket(self, connection: Any, request: Any) -> Any:
+    def _websocket(self, connection: Any, request: Any, path: str) -> Any:
         if not self._own_page(request.headers.get("Origin"), request.headers.get("Host", "")):
             return self._refuse(connection, http.HTTPStatus.FORBIDDEN, "the page that asks is not this server's")
-        if not self.knows(request.headers.get("Authorization", "")):
+        if path != VIEWER and not self.knows(request.headers.get("Authorization", "")):
             return self._refuse(connection, http.HTTPStatus.UNAUTHORIZED, "the API key is missing or wrong")
-        if self._full():
+        if self._full[path]():
             return self._refuse(connection, http.HTTPStatus.SERVICE_UNAVAILABLE, "the server has all clients it takes")
         return None
 
@@ -76,8 +82,9 @@ class Gate:
 def respond(connection: Any, body: bytes, kind: str) -> Any:
     """Returns a response with that body and content type."""
     response = connection.respond(http.HTTPStatus.OK, "")
-    for name, value in (("Content-Type", kind), ("Content-Length", str(len(body)))):
-        del response.headers[name]
+    headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+    for name, value in (headers | {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}).items():
+        response.headers.pop(name, None)
         response.headers[name] = value
     response.body = body
     return response

@@ -74,9 +74,18 @@ class Metrics:
             "ideomotor_latency_recent_seconds", f"Percentiles of the last {_RECENT} answers", labels=["quantile"]
         )
         if self._recent:
-            for quantile, seconds in zip(QUANTILES, np.quantile(list(self._recent), QUANTILES), strict=True):
-                family.add_metric([str(quantile)], float(seconds))
+            recent = self.recent()
+            for quantile in QUANTILES:
+                family.add_metric([str(quantile)], recent[f"p{quantile * 100:.0f}"] / 1000)
         yield family
+
+    def recent(self) -> dict[str, float]:
+        """Returns how many answers the percentiles are over, and these in milliseconds: p50, p95, p99."""
+        taken = list(self._recent)
+        if not taken:
+            return {"answers": 0}
+        names, values = (f"p{quantile * 100:.0f}" for quantile in QUANTILES), np.quantile(taken, QUANTILES) * 1000
+        return {"answers": len(taken), **dict(zip(names, map(float, values), strict=True))}
 
     def text(self) -> tuple[bytes, str]:
         """Returns all of them as Prometheus reads them, and their content type."""

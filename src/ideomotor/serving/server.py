@@ -17,11 +17,12 @@ from ideomotor.serving.backend import Backend
 from ideomotor.serving.batching import Batcher
 from ideomotor.serving.connection import Connection
 from ideomotor.serving.doors import Doors
-from ideomotor.serving.gate import Gate, is_loopback
+from ideomotor.serving.gate import CLIENT, VIEWER, Gate, is_loopback
 from ideomotor.serving.journal import note, write_journal
 from ideomotor.serving.limits import Limits
 from ideomotor.serving.metrics import Metrics
 from ideomotor.serving.service import Service
+from ideomotor.serving.viewer import Viewers, page
 from ideomotor.serving.wire import Codec
 
 _GOING_AWAY, _TRY_AGAIN_LATER = 1001, 1013
@@ -65,6 +66,9 @@ class Server:
         limits = self.config.limits
         self._doors = Doors(2 * (limits.connections + limits.viewers), limits.send_seconds)
         self._clients: set[Connection] = set()
+        self._viewers = Viewers(self.metrics, limits.viewers)
+        full = {CLIENT: self._is_full, VIEWER: self._viewers.is_full}
+        self._gate = Gate(self.config.api_key, self.metrics, page(), full)
         self._codec = Codec(self.config.limits)
         self._metadata = _announced(backend)
         self._service: Service | None = None
@@ -90,7 +94,7 @@ class Server:
             self._welcome,
             host,
             self.config.port,
-            process_request=Gate(self.config.api_key, self.metrics, self._is_full),
+            process_request=self._gate,
             compression=None,  # a few bytes could unfold to all that a message may have, and pictures hardly shrink
             max_size=limits.message_bytes,
             max_queue=4,
@@ -122,7 +126,9 @@ class Server:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(service.idle.wait(), limits.drain_seconds)
         left = service.waiting
-        await asyncio.gather(*(client.socket.close(_GOING_AWAY, "the server stops") for client in list(self._clients)))
+        sockets = [*(client.socket for client in self._clients), *self._viewers.sockets]
+        await asyncio.gather(*(socket.close(_GOING_AWAY, "the server stops") for socket in sockets))
+        self._viewers.stop()
         self._doors.shut()
         await self._listener.wait_closed()
         ended = await asyncio.to_thread(service.batcher.stop, 1.0)
@@ -138,6 +144,7 @@ class Server:
             limits=self.config.limits,
             batcher=Batcher(self._backend, asyncio.get_running_loop(), self.metrics.batch),
             metrics=self.metrics,
+            viewers=self._viewers,
             hello=self._codec.pack(self._metadata),
             imagines="imagine" in extensions,
             debug=self.config.debug,
@@ -150,6 +157,9 @@ class Server:
         return len(self._clients) >= self.config.limits.connections
 
     async def _welcome(self, socket: Any) -> None:
+        if socket.request.path.split("?")[0] == VIEWER:
+            await self._viewers.welcome(socket, self._gate)
+            return
         if self._is_full():  # several came through the gate at once
             await socket.close(_TRY_AGAIN_LATER, "the server has all clients it takes")
             return
@@ -201,6 +211,7 @@ def running(server: Server) -> Iterator[str]:
             yield server.url
         finally:
             asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+        asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result()
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

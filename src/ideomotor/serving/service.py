@@ -9,6 +9,7 @@ from ideomotor.serving.backend import Backend
 from ideomotor.serving.batching import Batcher
 from ideomotor.serving.limits import Limits
 from ideomotor.serving.metrics import Metrics
+from ideomotor.serving.viewer import Viewers
 from ideomotor.serving.wire import Codec
 
 
@@ -30,6 +31,7 @@ class Service:
     limits: Limits
     batcher: Batcher
     metrics: Metrics
+    viewers: Viewers
     hello: bytes
     imagines: bool
     debug: bool
