@@ -29,6 +29,7 @@ _EVERY, _NOTHING_NEW = 0.1, 1.0
 _REST = 4.0
 """Times as long as it painted, the painter rests: a fifth of a core at most, however many pictures there are."""
 _MOST_SESSIONS, _MOST_FRAMES, _MOST_STEPS, _MOST_WIDTH = 12, 12, 64, 320
+_MOST_DRAWN = 1e6
 _KEY_SECONDS, _WRONG_KEY_SECONDS = 5.0, 1.0
 KEY_WANTED = 4401
 """The code with which a viewer is closed that has to show the API key, as its first message."""
@@ -220,7 +221,8 @@ def _picture(frame: np.ndarray) -> str:
 
 
 def _described(session: _Session, pictures: Mapping[str, Any]) -> str:
-    actions = [] if session.actions is None else np.nan_to_num(session.actions.astype(float)).round(4).tolist()
+    actions = np.zeros((0, 0)) if session.actions is None else session.actions
+    drawn = np.clip(np.nan_to_num(actions.astype(float)), -_MOST_DRAWN, _MOST_DRAWN).round(4)
     return json.dumps(
         {
             "id": f"{session.client} {session.name}",
@@ -228,7 +230,7 @@ def _described(session: _Session, pictures: Mapping[str, Any]) -> str:
             "name": session.name,
             "requests": session.requests,
             "figures": session.figures,
-            "actions": actions,
+            "actions": drawn.tolist(),
             **pictures,
         }
     )
