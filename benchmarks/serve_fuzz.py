@@ -2,9 +2,10 @@
 
 Seeded messages of sixteen kinds go over eight connections at once, each after the answer to the one before. Beside them
 clients misbehave below the level of messages (half-open sockets, slow writers, who never reads, floods), each kind
-again and again, and one well-behaved client asks twenty times a second. A message is "answered" with actions, "refused"
-with an error, or its connection is "closed"; "silent" counts those where nothing came within 30 seconds and has to be
-0, as have the well-behaved client's wrong answers. RSS is that of the server's process, sampled ten times a second;
+again and again, and one well-behaved client asks twenty times a second (before that "alone", to compare with: both
+depend on what else the machine does). A message is "answered" with actions, "refused" with an error, or its connection
+is "closed"; "silent" counts those where nothing came within 30 seconds and has to be 0, as have the well-behaved
+client's wrong answers. RSS is that of the server's process, sampled ten times a second;
 "start" is after the first 500 messages.
 """
 
@@ -40,6 +41,7 @@ from serve_fuzz_sockets import ATTACKS, cut_off
 CODEC = Codec(Limits())
 ANSWER_SECONDS = 30.0
 WARM_MESSAGES = 500
+ALONE_SECONDS = 10.0
 
 
 class Doubling:
@@ -127,16 +129,27 @@ class WellBehaved:
     """Asks twenty times a second over one connection, in a thread of its own."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.wrong = url, 0
+        self.url, self.wrong, self.joined = url, 0, 0
         self.seconds: list[float] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
 
+    def join(self) -> None:
+        """Notes that from now on it is not alone."""
+        self.joined = len(self.seconds)
+
     def stop(self) -> None:
         """Ends it."""
         self._ended.set()
         self._thread.join(60)
+
+    def row(self, kind: str, first: int, last: int) -> dict[str, Any]:
+        """Returns how long these of its requests took, and how many answers were wrong in all."""
+        asked = np.array(self.seconds[first:last] or [np.nan]) * 1000
+        times = dict(zip(("p50 ms", "p99 ms", "max ms"), np.quantile(asked, (0.5, 0.99, 1.0)), strict=True))
+        rounded = {name: round(float(value), 2) for name, value in times.items()}
+        return {"what": "well-behaved client", "kind": kind, "sent": last - first, "wrong": self.wrong, **rounded}
 
     def _ask(self) -> None:
         rng = np.random.default_rng(1)
@@ -228,20 +241,7 @@ def rows_of(fuzz: Fuzz, client: WellBehaved, server: Process, start: float, seco
         rows.append(
             {"what": what, "kind": kind, "sent": outcomes.total(), **{name: outcomes[name] for name in columns}}
         )
-    asked = np.array(client.seconds) * 1000
-    p50, p99, most = np.quantile(asked, (0.5, 0.99, 1.0))
-    rows.append(
-        {
-            "what": "well-behaved client",
-            "kind": "20 Hz",
-            "sent": len(asked),
-            "answered": len(asked) - client.wrong,
-            "wrong": client.wrong,
-            "p50 ms": round(float(p50), 2),
-            "p99 ms": round(float(p99), 2),
-            "max ms": round(float(most), 2),
-        }
-    )
+    rows += [client.row("20 Hz, alone", 0, client.joined), client.row("20 Hz", client.joined, len(client.seconds))]
     totals = {name: sum(counts[name] for counts in fuzz.outcomes.values()) for name in columns}
     rows.append(
         {
@@ -267,7 +267,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     try:
         asyncio.run(Fuzz(server.url, WARM_MESSAGES, args.seed + 1).run(8, 0.0))
         start = server.memory()
-        client, fuzz, began = WellBehaved(server.url), Fuzz(server.url, args.messages, args.seed), time.monotonic()
+        client, fuzz = WellBehaved(server.url), Fuzz(server.url, args.messages, args.seed)
+        time.sleep(1.0 if args.tiny else ALONE_SECONDS)
+        client.join()
+        began = time.monotonic()
         asyncio.run(fuzz.run(8, 10 * args.ping_seconds + 10))
         seconds = time.monotonic() - began
         client.stop()

@@ -169,9 +169,11 @@ class Connection:
             raise Refused("rate_limited", f"{service.waiting_bytes} bytes of requests wait already: ask again later")
         if asked.imagine and not service.imagines:
             raise Refused("bad_message", "'imagine' was asked for; what is served here imagines no video")
-        session = self._session(asked)
         try:
+            session = self._session(asked)
             prepared = service.backend.prepare(session, message)
+        except Refused:
+            raise
         except ValueError as error:
             raise Refused("bad_observation", str(error)) from error
         except Exception as error:
