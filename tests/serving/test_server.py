@@ -268,6 +268,7 @@ def test_the_key():
     with serving(key="s3cret") as url:
         assert get(url)[0] == 200
         assert get(url, "/metrics")[0] == 401 == get(url, "/metrics", Authorization="Api-Key s3cre")[0]
+        assert get(url, "/metrics", Authorization="Api-Key s3cret\xff")[0] == 401
         assert get(url, "/metrics", Authorization="Bearer s3cret")[0] == 200
         for wrong in (
             {},
@@ -281,7 +282,7 @@ def test_the_key():
             with Client(url, additional_headers={"Authorization": right}) as client:
                 assert client.ask()["count"] == 1
         assert (
-            'ideomotor_rejected_total{reason="unauthorized"} 6.0'
+            'ideomotor_rejected_total{reason="unauthorized"} 7.0'
             in get(url, "/metrics", Authorization="Bearer s3cret")[1]
         )
 
@@ -373,19 +374,15 @@ def test_who_sends_nothing_but_rubbish_is_cut_off():
 def test_the_journal_is_json_and_bounded(capsys):
     import io
 
-    from ideomotor.serving.journal import LOGGER, note, write_journal
+    from ideomotor.serving.journal import note, writing_journal
 
     stream = io.StringIO()
-    handler = write_journal(stream)
-    try:
+    with writing_journal(stream):
         with serving() as url, Client(url) as client:
             client.ask(None)
             client.ask([1] * 13)
         for number in range(200):
             note("flood", number=number, odd=object())
-    finally:
-        LOGGER.removeHandler(handler)
-        LOGGER.propagate = True
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     events = {line["event"]: line for line in lines}
     assert set(events) >= {"listening", "connected", "disconnected", "preparing failed", "stopping", "stopped", "flood"}

@@ -208,8 +208,9 @@ class Batcher:
 
 
 def _deliver(answers: Sequence[tuple[Job, Answer]]) -> None:
+    loop = asyncio.get_running_loop()
     for job, answer in answers:
-        job.done(answer)
+        loop.call_soon(job.done, answer)  # each by itself: a fault with one must not keep the others from theirs
 
 
 def _expired(job: Job) -> Answer:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
-import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 LOGGER = logging.getLogger("ideomotor.serving")
@@ -56,12 +57,19 @@ class Throttle(logging.Filter):
         return True
 
 
-def write_journal(stream: TextIO = sys.stderr) -> logging.Handler:
-    """Has everything noted written to ``stream``, and nowhere else; returns the handler, to take it off again."""
+@contextlib.contextmanager
+def writing_journal(stream: TextIO | None = None) -> Iterator[None]:
+    """Has everything that is noted in the block written to ``stream`` (stderr by default), and nowhere else."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
     handler.addFilter(Throttle())
+    before = LOGGER.level, LOGGER.propagate
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
-    return handler
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before[0])
+        LOGGER.propagate = before[1]

@@ -18,7 +18,7 @@ from ideomotor.serving.batching import Batcher
 from ideomotor.serving.connection import Connection
 from ideomotor.serving.doors import Doors
 from ideomotor.serving.gate import CLIENT, VIEWER, Gate, is_loopback
-from ideomotor.serving.journal import note, write_journal
+from ideomotor.serving.journal import note, writing_journal
 from ideomotor.serving.limits import Limits
 from ideomotor.serving.metrics import Metrics
 from ideomotor.serving.service import Service
@@ -180,11 +180,8 @@ def serve(backend: Backend, config: ServerConfig | None = None) -> None:
     Raises:
         ValueError: the address cannot be had.
     """
-    handler = write_journal()
-    try:
+    with writing_journal():
         asyncio.run(_serve(Server(backend, config)))
-    finally:
-        logging.getLogger("ideomotor.serving").removeHandler(handler)
 
 
 async def _serve(server: Server) -> None:
