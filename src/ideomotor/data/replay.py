@@ -7,6 +7,7 @@ drawn; files with stacks (the published demonstrations) are read too, when their
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from ideomotor import files
 from ideomotor.types import Quarantined, Transitions
 
 _ARRAYS = ("observation", "action", "reward", "discount")
-_BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (OSError, ValueError, EOFError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +135,7 @@ class Replay:
 
     def add(self, number: int, episode: Trajectory) -> None:
         """Writes the agent's episode of that number, whole or not at all, and draws from it from now on."""
-        with files.replacing(self.folder / f"{number:06d}.npz") as draft, draft.open("wb") as file:
-            np.savez_compressed(
-                file,
-                observation=episode.frames,
-                action=episode.actions,
-                reward=episode.rewards[:, None],
-                discount=episode.discounts[:, None],
-            )
+        write_trajectory(self.folder / f"{number:06d}.npz", episode)
         self._own[number] = episode
         self._arrange()
 
@@ -186,8 +180,8 @@ class Replay:
         for path in paths:
             try:
                 yield path.stem, read_trajectory(path)
-            except _BROKEN as error:
-                self.quarantined.append(Quarantined(path=str(path), reason=f"{type(error).__name__}: {error}"))
+            except ValueError as error:
+                self.quarantined.append(Quarantined(path=str(path), reason=str(error)))
 
     def _arrange(self) -> None:
         newest = sorted(self._own, reverse=True)
@@ -203,15 +197,39 @@ class Replay:
             )
 
 
+def write_trajectory(path: Path, episode: Trajectory) -> None:
+    """Writes an episode in the replay layout, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as draft, draft.open("wb") as file:
+        np.savez_compressed(
+            file,
+            observation=episode.frames,
+            action=episode.actions,
+            reward=episode.rewards[:, None],
+            discount=episode.discounts[:, None],
+        )
+
+
 def read_trajectory(path: Path) -> Trajectory:
     """Returns the episode in a file of the replay layout; its actions cut to -1..1, as the worlds do.
 
     Raises:
-        ValueError: arrays are missing or do not fit, hold pickled objects, or the stacked frames are not one another's.
+        ValueError: the file cannot be read, or arrays are missing or do not fit, hold pickled objects, or the stacked
+            frames are not one another's; the message names the file.
     """
+    try:
+        return _trajectory(path)
+    except _BROKEN as error:
+        raise ValueError(f"{path} is no episode of the replay layout: {error}") from error
+
+
+def _trajectory(path: Path) -> Trajectory:
     if not zipfile.is_zipfile(path):
-        raise ValueError("is cut short, damaged or no npz file")
+        raise ValueError("it is cut short, damaged or no npz file" if path.is_file() else "there is no such file")
     with np.load(path, allow_pickle=False) as arrays:
+        missing = [name for name in _ARRAYS if name not in arrays]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}, only {', '.join(arrays) or 'nothing'}")
         observation, action, reward, discount = (arrays[name] for name in _ARRAYS)
     if observation.dtype != np.uint8 or observation.ndim != 4 or observation.shape[1] % 3:
         raise ValueError(f"observation is {observation.dtype} {observation.shape}; wanted uint8 (t, 3 k, h, w)")
@@ -298,7 +316,7 @@ def _returns(episode: Trajectory, row: int, config: ReplayConfig) -> tuple[np.fl
 
 
 def _no_demonstrations(folder: Path, quarantined: list[Quarantined]) -> str:
-    why = f"; left out: {quarantined[0].path} ({quarantined[0].reason})" if quarantined else ""
+    why = f"; left out: {quarantined[0].reason}" if quarantined else ""
     return (
         f"{folder} holds no demonstration that can be read{why}. Wanted .npz files with observation, action, reward "
         "and discount: give the folder of one task, or train without demonstrations"

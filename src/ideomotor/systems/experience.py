@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ideomotor.data.replay import Replay, ReplayConfig, Trajectory, read_trajectory
+from ideomotor.data.replay import Trajectory, read_trajectory, write_trajectory
 from ideomotor.systems.progress import bar
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def collect_experience(out: Path, tasks: Sequence[str], episodes: int, seed: int
         raise ValueError(
             f"tasks are {tuple(tasks)}, episodes {episodes}, workers {workers}: wanted at least one of each"
         )
+    for leftover in out.glob("*/.*.part"):  # of a killed start
+        leftover.unlink()
     jobs = [(out, task, number, seed) for number in range(episodes) for task in tasks]
     with bar("record experience") as tell, get_context("spawn").Pool(workers) as pool:
         for done, _ in enumerate(pool.imap_unordered(_record, jobs)):
@@ -57,7 +59,7 @@ def _record(job: tuple[Path, str, int, int]) -> None:
         episode = shaken(world, SHAKING[number % len(SHAKING)], number % 4 == 3, rng)
     finally:
         world.close()
-    Replay(out / task, ReplayConfig()).add(number, episode)
+    write_trajectory(path, episode)
 
 
 def shaken(world: PixelWorld, noise: float, rests: bool, rng: np.random.Generator) -> Trajectory:
