@@ -39,6 +39,9 @@ class Dot:
     def fork(self, state: Where, times: int) -> Where:
         return Where(state.place.repeat_interleave(times, 0), [True])
 
+    def seed(self, seed: int) -> None:
+        """Nothing is drawn here."""
+
 
 def picture(place: torch.Tensor) -> torch.Tensor:
     """Returns 16 x 16 pictures of a blurred dot."""
@@ -113,3 +116,6 @@ def test_what_makes_no_sense_is_refused() -> None:
     state = world.reset(torch.zeros(1, 1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(ValueError, match="foretells no reward"):
         imagined_score(world, state)(start.actions[:, None])
+    goal = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"shape \(3, 8, 8\), and the world's are \(3, 16, 16\)"):
+        imagined_score(world, state, goal)(start.actions[:, None])

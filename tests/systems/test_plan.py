@@ -95,5 +95,14 @@ def test_the_command_leaves_a_row_and_a_video_an_episode(tmp_path: Path, capsys:
     assert before.count("\n") == 1 and (tmp_path / "out/plan-30.mp4").stat().st_size > 500
     assert ideomotor(*words) == 0 and (tmp_path / "out/plan.jsonl").read_text() == before, "it is not run again"
     goal = next((tmp_path / "world/replay").glob("*.npz"))
-    assert ideomotor(*words, "--goal", goal, "--planner", "mppi", "--seed", 1) == 0
+    others = (*words, "--goal", goal, "--planner", "mppi", "--seed", 1)
+    assert ideomotor(*others) == 2, "rows of other settings are not mixed"
+    said = capsys.readouterr().err
+    assert "planning.planner: 'cem' -> 'mppi'" in said and (tmp_path / "out/plan.jsonl").read_text() == before
+    assert ideomotor(*others, "--out", tmp_path / "other") == 0
     assert "red" in capsys.readouterr().out
+    np.savez(tmp_path / "no.npz", image=np.zeros((3, 8, 8, 3), np.uint8))
+    for wrong, why in ((tmp_path / "no.npz", "has no observation, action"), (tmp_path / "lost", "no such file")):
+        assert ideomotor(*words, "--goal", wrong, "--out", tmp_path / "none") == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert why in said and wrong.name in said and not (tmp_path / "none").exists()

@@ -152,6 +152,9 @@ def imagined_score(
         state: where it stands; it stays as it is.
         goal: a picture a row; None for rewards.
         at_once: rows that are imagined together at most, to bound memory; a whole number of samples a row is taken.
+
+    The score raises ``ValueError`` where the world foretells no reward and there is no goal, or the goal is a picture
+    of another size.
     """
 
     def score(actions: Float[Tensor, "b n horizon a"]) -> Float[Tensor, "b n"]:
@@ -171,6 +174,11 @@ def imagined_score(
                 total += imagined.reward.cpu()
         if goal is not None:
             assert imagined is not None
+            if goal.shape[1:] != imagined.frames.shape[1:]:
+                raise ValueError(
+                    f"the goal is a picture of shape {tuple(goal.shape[1:])}, and the world's are "
+                    f"{tuple(imagined.frames.shape[1:])}: give one of that size, of the camera it has learned from"
+                )
             wanted = repeat(goal, "b c h w -> (b n) c h w", n=samples).float()
             total = -(imagined.frames.cpu().float() - wanted.cpu()).div(255).square().mean((1, 2, 3))
         return rearrange(total, "(b n) -> b n", n=samples)

@@ -6,6 +6,7 @@ is left of the last one.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from ideomotor.rl.collect import PixelEnv
 from ideomotor.rl.planning import Plan, Score, cem, imagined_score, mppi, shifted, undecided
 from ideomotor.systems.dream import FPS, pixel_world
 from ideomotor.systems.panels import framed, side_by_side
+from ideomotor.systems.quickstarts import claim
 from ideomotor.systems.world import World
+from ideomotor.training.checkpoint import fingerprint
+from ideomotor.training.config import config_to_json
 from ideomotor.training.learner import seed_of
 from ideomotor.types import WorldModel
 
@@ -53,6 +57,18 @@ class Planning:
     def __post_init__(self) -> None:
         if not 1 <= self.execute <= self.horizon:
             raise ValueError(f"execute is {self.execute} of a plan of {self.horizon} actions: do 1 to that many")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """All that decides what an episode brings; rows of others are not mixed. World and goal are told by digests."""
+
+    task: str
+    seed: int
+    steps: int
+    planning: Planning
+    world: str
+    goal: str
 
 
 class Acted(NamedTuple):
@@ -150,7 +166,7 @@ def run_plan(
 ) -> None:
     """``ideomotor ivideogpt plan``: a row an episode in ``out``/plan.jsonl, and a video of what was seen and foreseen.
 
-    Episodes that are there are not run again.
+    Episodes that are there are not run again; ``out``/plan.json says with what settings they were.
 
     Args:
         task: of Meta-World, or of the toy world.
@@ -162,6 +178,9 @@ def run_plan(
         steps: of an episode at most.
         seed: of the draws.
         told: called with the row of each episode.
+
+    Raises:
+        ValueError: ``out`` holds episodes of other settings, or world, task and goal do not fit together.
     """
     from ideomotor.envs.world import GOALS
 
@@ -169,14 +188,22 @@ def run_plan(
         raise ValueError(f"episodes is {episodes}, steps {steps}; wanted 1 to {len(GOALS['test'])}, and 1 or more")
     inside = World.load(folder, horizon=planning.horizon, seed=seed)
     picture = None if goal is None else read_trajectory(goal).frames[-1]
-    rows = {row.key: row for row in read_log(out / "plan.jsonl")}
+    settings = PlanSettings(
+        task=task, seed=seed, steps=steps, planning=planning,
+        world=fingerprint(inside.predictor, inside.predictor.config),
+        goal="" if goal is None else hashlib.sha256(goal.read_bytes()).hexdigest(),
+    )  # fmt: skip
+    if (out / "plan.json").exists():
+        claim(out, config_to_json(settings), "plan")
+    rows = {row.goal: row for row in read_log(out / "plan.jsonl")}
     world = pixel_world(task, "test", max(3, inside.context))
     try:
         for start in GOALS["test"][:episodes]:
-            if (task, seed, start) not in rows:
+            if start not in rows:
                 began, cpu = time.perf_counter(), time.process_time()
                 inside.seed(seed_of(seed, "inside", start))
                 acted = act_by_planning(world, inside, planning, steps, start=start, goal=picture, seed=seed)
+                claim(out, config_to_json(settings), "plan")  # not before: what is mistyped claims no folder
                 write_video(out / f"plan-{start:02d}.mp4", beside(acted), FPS)
                 row = EpisodeResult(
                     arm=planning.planner, task=task, seed=seed, goal=start, success=acted.success,
@@ -184,8 +211,8 @@ def run_plan(
                     seconds=time.perf_counter() - began, inference_cpu_seconds=time.process_time() - cpu,
                 )  # fmt: skip
                 append(out / "plan.jsonl", row)
-                rows[row.key] = row
-            told(rows[task, seed, start])
+                rows[start] = row
+            told(rows[start])
     finally:
         world.close()
 

@@ -30,18 +30,18 @@ def command_line(verb: str, out: Path, config: Any, plain: Any) -> str:
     return shlex.join(words)
 
 
-def claim(out: Path, settings: dict[str, Any]) -> None:
-    """Notes the settings in ``out``/quickstart.json, or checks that they are those noted.
+def claim(out: Path, settings: dict[str, Any], what: str = "quickstart") -> None:
+    """Notes the settings in ``out``/WHAT.json, or checks that they are those noted.
 
     Raises:
         ValueError: ``out`` was begun with other settings.
     """
-    path = out / "quickstart.json"
+    path = out / f"{what}.json"
     if path.is_file():
         changed = differences(read_json(path), settings)
         if changed:
             raise ValueError(
-                f"{out} holds a quickstart of other settings ({'; '.join(changed[:5])}): give the same ones, or "
+                f"{out} holds a {what} of other settings ({'; '.join(changed[:5])}): give the same ones, or "
                 "another --out"
             )
         return
