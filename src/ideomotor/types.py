@@ -344,6 +344,9 @@ class WorldModel(Protocol):
     def action_width(self) -> int:
         """Dimensions of one action; 0 for a world that nobody acts in."""
 
+    def seed(self, seed: int) -> None:
+        """Begins the draws anew: what follows is a function of ``seed``."""
+
     def reset(self, frames: UInt8[Tensor, "b t c h w"]) -> Any:
         """Returns the state after those frames; of more than ``context`` the newest count."""
 

@@ -27,6 +27,9 @@ class Fading:
     def fork(self, state: Any, times: int) -> Any:
         return state.repeat_interleave(times, 0)
 
+    def seed(self, seed: int) -> None:
+        self.seeded = seed
+
 
 def starts(count: int, rng: np.random.Generator) -> np.ndarray:
     values = rng.integers(50, 100, (count, 1, 1, 1, 1)) + np.arange(3).reshape(1, 3, 1, 1, 1)
@@ -50,6 +53,17 @@ def test_an_agent_steps_it_like_any_vector_environment() -> None:
     assert not truncated.any() and reward.tolist() == [0, 0] and observation.max() < 110
     again, _ = env.reset(seed=0)
     assert (again[:, 3] == first).all(), "the same seed begins the same episodes"
+
+
+def test_a_seed_begins_the_worlds_draws_too() -> None:
+    world = Fading()
+    env = ImaginedVectorEnv(world, starts, num_envs=2, horizon=2)
+    seeded = []
+    for seed in (0, None, 0, 1):
+        world.seeded = -1
+        env.reset(seed=seed)
+        seeded.append(world.seeded)
+    assert seeded[0] == seeded[2] != seeded[3] and seeded[1] == -1 and min(seeded[0], seeded[3]) >= 0
 
 
 def test_what_does_not_fit_is_refused() -> None:

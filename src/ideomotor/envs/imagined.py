@@ -54,9 +54,11 @@ class ImaginedVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[UInt8[np.ndarray, "n c h w"], dict[str, Any]]:
-        """Begins every imagination with frames drawn from the starts."""
+        """Begins every imagination with frames drawn from the starts; a seed begins the world's draws anew too."""
         super().reset(seed=seed)
         frames = self._drawn(self.np_random, self.num_envs)
+        if seed is not None:
+            self.world.seed(int(self.np_random.integers(2**31)))
         self._state = self.world.reset(torch.from_numpy(frames))
         self._seen, self._steps = frames[:, -self.stack :], 0
         return self._observation(), {}

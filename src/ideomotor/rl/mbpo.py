@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -29,13 +29,6 @@ from ideomotor.training.run import Round, Run
 from ideomotor.types import Batch, Transitions, WorldModel
 
 Fault = Literal["double_scaling", "late_reward"]
-
-
-class SeededWorld(WorldModel, Protocol):
-    """A learned world whose draws can be begun anew."""
-
-    def seed(self, seed: int) -> None:
-        """Makes what follows a function of ``seed``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +119,7 @@ def train(
     config: MBPOConfig,
     world: PixelEnv,
     trial_world: PixelEnv,
-    learned: SeededWorld,
+    learned: WorldModel,
     parts: Sequence[WorldPart],
     trials: Sequence[EpisodeSpec] = (),
     say: Callable[[str], None] = print,
@@ -188,7 +181,7 @@ class _Loop:
     agent: DrQv2
     collector: Collector
     dreams: Dreams
-    world: SeededWorld
+    world: WorldModel
     parts: Sequence[WorldPart]
     folder: Path
     film: Film | None
