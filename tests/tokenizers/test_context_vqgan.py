@@ -176,6 +176,9 @@ def test_wrong_input_is_refused():
         ({"size": 20}, "cells of 8"),
         ({"widths": (8, 18)}, r"widths \[18\] must be multiples"),
         ({"context_length": 0}, "at least 1"),
+        ({"heads": 0}, "at least 1"),
+        ({"norm_groups": 0}, "at least 1"),
+        ({"widths": ()}, "at least 1"),
         ({"codebook": "vq"}, "wanted 'learned', 'ema' or 'fsq'"),
     ],
 )

@@ -56,8 +56,9 @@ class ContextVQGANConfig:
     residual: bool = False
 
     def __post_init__(self) -> None:
-        smallest = min(self.size, self.context_length, self.fold, *self.widths, self.blocks, self.latent, self.patch)
-        if smallest < 1 or not 0 <= self.dropout < 1 or self.commitment < 0:
+        sizes = (self.size, self.context_length, self.fold, len(self.widths), *self.widths, self.blocks, self.latent)
+        counts = (self.patch, self.context_codes, self.dynamics_codes, self.norm_groups, self.heads)
+        if min(*sizes, *counts) < 1 or not 0 <= self.dropout < 1 or self.commitment < 0:
             raise ValueError(f"sizes must be at least 1, dropout in [0, 1), commitment not below 0: {self}")
         if self.codebook not in ("learned", "ema", "fsq"):
             raise ValueError(f"codebook is {self.codebook!r}; wanted 'learned', 'ema' or 'fsq'")
