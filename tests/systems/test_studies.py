@@ -135,6 +135,9 @@ def test_another_declaration_is_not_mixed_in(whole: Path, tmp_path: Path) -> Non
     run_study(path, out, workers=0, fresh=True)
     assert {row.study for row in rows_of(out)} == {read_study(path).digest}
     assert (out / "mine.txt").read_text() == "kept"
+    (out / "declaration.json").write_text("{")
+    with pytest.raises(ValueError, match=r"declaration\.json is not JSON"):
+        run_study(path, out, workers=0)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from ideomotor.files import write_text
 from ideomotor.systems.progress import bar
 from ideomotor.systems.study_cells import Cell
 from ideomotor.systems.study_recipes import cells_of, recipe_of
+from ideomotor.training.checkpoint import read_json
 from ideomotor.training.config import differences
 
 console = Console(soft_wrap=True)
@@ -250,7 +251,7 @@ def _claim(study: Study, out: Path, fresh: bool) -> None:
     if not path.exists():
         write_text(path, json.dumps(study.as_json(), indent=2) + "\n")
         return
-    changes = differences(json.loads(path.read_text(encoding="utf-8")), study.as_json())
+    changes = differences(read_json(path), study.as_json())
     if changes:
         raise ValueError(
             f"{out} holds rows of another declaration: {'; '.join(changes)}. Rows of two declarations are not mixed: "
