@@ -31,7 +31,9 @@ def test_the_same_seed_draws_the_same():
     assert first.equal(second) and len(first.unique()) == 7
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}]
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must"):
         Sampling(**wrong)

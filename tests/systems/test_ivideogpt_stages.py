@@ -1,6 +1,7 @@
 """iVideoGPT from data to a world that is acted in: stages, the world's rules, its video, its figures, refusals."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from ideomotor.predictors.autoregressive import AutoregressivePredictor
 from ideomotor.systems.ivideogpt import PRESETS, WorldModeling, packed, tiny, tokens_of, unpacked
 from ideomotor.systems.ivideogpt_scores import evaluate, score_table
 from ideomotor.systems.ivideogpt_stages import load_world, run_tokenizer, run_world
-from ideomotor.systems.sources import DataOptions
+from ideomotor.systems.sources import DataOptions, read_facts
 from ideomotor.systems.world import World
 from ideomotor.tokenizers.context_vqgan import ContextVQGAN
 from ideomotor.training.run import Stopped
@@ -252,6 +253,14 @@ def test_a_world_steps_forks_and_slides(home: Path) -> None:
     assert torch.equal(short[:, 2:], world.imagine(short[:, :2], 2, actions[:, 2:4]).frames)
 
 
+def test_an_agent_may_learn_from_what_is_imagined(home: Path) -> None:
+    imagined = World.load(home / "world").imagine(frames(1, 2), 1, torch.zeros(1, 1, 2))
+    weight = torch.ones((), requires_grad=True)
+    (imagined.frames[0].float() * weight).mean().backward()
+    imagined.frames.zero_()  # inference tensors would allow neither
+    assert not imagined.frames.is_inference()
+
+
 def test_draws_are_repeated_by_their_seed(home: Path) -> None:
     world = World.load(home / "world", sampling=Sampling(temperature=2.0))
     seen, actions = frames(2, 2), torch.zeros(2, 3, 2)
@@ -275,6 +284,12 @@ def test_a_world_refuses_what_it_cannot_act_on(home: Path, tmp_path: Path) -> No
         world.step(world.reset(frames(1, 2)), torch.zeros(1, 3))
     with pytest.raises(ValueError, match="give one a frame"):
         world.imagine(frames(1, 2), 3, torch.zeros(1, 2, 2))
+    with pytest.raises(ValueError, match="horizon of 0"):
+        world.imagine(frames(1, 2), 0, torch.zeros(1, 0, 2))
+    with pytest.raises(ValueError, match="not finite"):
+        world.step(world.reset(frames(1, 2)), torch.full((1, 2), torch.nan))
+    with pytest.raises(ValueError, match="begins with 2"):
+        world.reset(frames(1, 2)[:0])
     with pytest.raises(ValueError, match="holds no world"):
         World.load(tmp_path)
     with pytest.raises(ValueError, match="horizon of 99"):
@@ -303,6 +318,8 @@ def test_imagine_writes_tokens_and_frames_or_a_video(home: Path, tmp_path: Path,
     [
         (("--context", 3), "was built for 2"),
         (("--horizon", 30), "shorten --horizon to 18"),
+        (("--horizon", 0), "horizon 0"),
+        (("--temperature", "nan"), "must be finite"),
         (("--rounds", 2), "--rounds mean nothing to a world"),
         (("--start", 19), "take an earlier one"),
         (("--episode", "nobody"), "has no episode 'nobody'"),
@@ -317,12 +334,34 @@ def test_imagine_names_what_is_wrong(
     assert said in " ".join(capsys.readouterr().err.split()) and not out.exists()
 
 
+def test_imagine_says_that_a_folder_holds_no_world(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ("--input", home / "data/push/000001.npz", "--horizon", 4, "--out", tmp_path / "out.npz")
+    for folder, said in ((home / "tokenizer", "holds no world"), (tmp_path / "nowhere", "there is no folder")):
+        assert ideomotor("imagine", folder, *words) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_imagine_takes_an_episode_that_was_held_out(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ("--input", home / "data", "--horizon", 2, "--greedy", "--out", tmp_path / "new/out.npz")
+    assert ideomotor("imagine", home / "world", *words) == 0
+    (facts,) = read_facts(home / "world")
+    assert f"of {facts.held_out[0]}" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "new/out.npz").is_file()
+
+
 def test_evaluation_scores_held_out_clips(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
     assert ideomotor("ivideogpt", "evaluate", home / "world", "--clips", 8, "--samples", 2, "--out", out) == 0
     scores = json.loads(out.read_text())
     assert set(scores["moving_psnr"]) == {"world", "last frame repeated"}
     assert all(len(values) == scores["horizon"] == 4 for values in scores["moving_psnr"].values())
+    assert ideomotor("ivideogpt", "evaluate", home / "world", "--samples", 0, "--out", out) == 2
+    # One clip more than is imagined at once, and another world whose folder has the same name.
+    shutil.copytree(home / "world", tmp_path / "world")
+    words = ("--clips", 17, "--against", tmp_path / "world", "--out", out)
+    assert ideomotor("ivideogpt", "evaluate", home / "world", *words) == 0
+    more = json.loads(out.read_text())
+    assert more["clips"] == 17 and more["moving_psnr"][str(tmp_path / "world")] == more["moving_psnr"]["world"]
     gap = scores["sensitivity"]["shuffled"]
     assert gap["low"] <= gap["value"] <= gap["high"]
     assert scores["strict"]["psnr (best)"]["value"] >= scores["strict"]["psnr (mean)"]["value"]

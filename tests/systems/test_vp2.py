@@ -57,6 +57,8 @@ def test_actions_are_heard_from_the_last_seen_frame_on(predictor: VP2Predictor) 
     [
         ({"video": np.full((3, 2, 32, 32, 3), 255.0)}, "divide 8-bit frames by 255"),
         ({"video": np.zeros((3, 1, 32, 32, 3))}, "2 or more, height"),
+        ({"video": np.zeros((0, 2, 32, 32, 3)), "actions": np.zeros((0, 5, 2))}, r"shape \(0, 2"),
+        ({"actions": np.full((3, 5, 2), np.nan)}, "not finite"),
         ({"actions": np.zeros((3, 5, 4))}, r"wanted \(3, 2 or more, 2\)"),
         ({"actions": np.zeros((3, 1, 2))}, r"wanted \(3, 2 or more, 2\)"),
     ],

@@ -58,13 +58,17 @@ class Imagine:
     context: int | None = None
     """A world's context frames, which must be as many as it was built for."""
     horizon: int | None = None
-    """Frames that a world imagines; 14 by default."""
+    """Frames that a world imagines; by default 14."""
     greedy: bool = False
     """A world takes the likeliest tokens instead of drawing them."""
 
     def run(self) -> None:
         """Does it."""
-        is_world = (self.model / "world").is_dir()
+        from ideomotor.systems.stages import WORLD_FILE
+
+        if not self.model.is_dir():
+            raise ValueError(f"there is no folder {self.model}: give the --out folder of a stage, or of an import")
+        is_world = (self.model / WORLD_FILE).is_file()  # also of a stage that left no world, which is said then
         plain = Imagine(model=self.model, input=self.input)
         others = _OF_VIDEO if is_world else _OF_WORLD
         given = [name for name in others if getattr(self, name) != getattr(plain, name)]
@@ -87,7 +91,7 @@ class Imagine:
             start=self.start,
             stride=self.stride,
             context=self.context,
-            horizon=self.horizon or 14,
+            horizon=14 if self.horizon is None else self.horizon,
             samples=self.samples,
             greedy=self.greedy,
             temperature=self.temperature,

@@ -1,5 +1,6 @@
 """Draws from logits: temperature, the k likeliest, the likeliest share."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +23,10 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"temperature {self.temperature} and top_k {self.top_k} must not be below 0, top_p {self.top_p} must "
-                "lie in (0, 1]"
+                f"temperature {self.temperature} and top_k {self.top_k} must be finite and not below 0, top_p "
+                f"{self.top_p} must lie in (0, 1]"
             )
 
     def choose(self, logits: Float[Tensor, "b k"], generator: torch.Generator | None = None) -> Int[Tensor, " b"]:

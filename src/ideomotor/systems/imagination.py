@@ -115,13 +115,8 @@ def imagine_file(
     models = load_models(model)
     tokenizer, predictor = _foretelling(models)
     config = models.config
-    episodes = open_dataset(source).episodes
-    facts = noted(model, source, len(episodes))
+    chosen, facts = pick_episode(model, source, episode)
     of = domain_id(_domain(model, predictor, facts, domain))
-    if facts is not None and episode is None:  # one that was not learned from
-        there = {candidate.id for candidate in episodes}
-        episode = next((name for name in facts.held_out if name in there), None)
-    chosen = find_episode(source, episodes, episode)
     if stride is None:
         stride = config.window.stride if facts is None else facts.stride
     start = chosen.length // 3 if start is None else start
@@ -230,7 +225,23 @@ def _domain(model: Path, predictor: DiscreteDiffusionPredictor, facts: DataFacts
     return named
 
 
-def find_episode(source: Path, episodes: Sequence[Episode], episode: str | None) -> Episode:
+def pick_episode(model: Path, source: Path, episode: str | None) -> tuple[Episode, DataFacts | None]:
+    """Returns the episode of that id, and what the model's stage noted of its data set.
+
+    Where none is named it is the first that the stage held out, or the first of a data set that it does not know.
+
+    Raises:
+        ValueError: there is none of that id.
+    """
+    episodes = open_dataset(source).episodes
+    facts = noted(model, source, len(episodes))
+    if facts is not None and episode is None:  # one that was not learned from
+        there = {candidate.id for candidate in episodes}
+        episode = next((name for name in facts.held_out if name in there), None)
+    return _find_episode(source, episodes, episode), facts
+
+
+def _find_episode(source: Path, episodes: Sequence[Episode], episode: str | None) -> Episode:
     """Returns the episode of that id; the first where none is named.
 
     Raises:

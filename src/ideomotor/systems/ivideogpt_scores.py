@@ -17,7 +17,9 @@ from ideomotor.evaluation.action_sensitivity import ActionSensitivity, action_se
 from ideomotor.evaluation.statistics import Estimate
 from ideomotor.evaluation.video_metrics import SquaredError, moving_error, mse, repeat_last
 from ideomotor.evaluation.video_protocols import STRICT, compare_videos, join, video_table
+from ideomotor.evaluation.world_page import STILL
 from ideomotor.layers.sampling import Sampling
+from ideomotor.predictors.autoregressive import PUBLISHED_SAMPLING
 from ideomotor.systems.held_out import HeldOut, held_out_clips
 from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.progress import bar
@@ -35,7 +37,7 @@ class WorldScores:
         moving_psnr: by name ("world", "last frame repeated", perhaps another world), a figure a step, in dB.
         strict: the table of the strict protocol: value, low and high by metric and reduction.
         sensitivity: squared error (pixels in 0..1) with the true actions, and how much more with another clip's
-            actions and with none; None for a world without actions.
+            actions and with none; None for a world without actions, and where one clip is all there is.
         reward_error: mean absolute error of the foretold rewards ("world"), and of saying at every step the mean of
             the very rewards that were to be foretold ("their mean"), which no world can know; None for a world that
             foretells none, and for clips without any.
@@ -50,11 +52,6 @@ class WorldScores:
     samples: int
     horizon: int
 
-    def beats_standing_still(self) -> bool:
-        """Says whether the world is nearer than repeating the last frame at every step."""
-        ours, still = self.moving_psnr["world"], self.moving_psnr["last frame repeated"]
-        return all(mine > theirs for mine, theirs in zip(ours, still, strict=True))
-
 
 def evaluate(
     folder: Path,
@@ -66,11 +63,18 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
 ) -> WorldScores:
-    """Scores the world in a stage's folder and writes the figures; see ``ideomotor ivideogpt evaluate --help``."""
+    """Scores the world in a stage's folder and writes the figures; see ``ideomotor ivideogpt evaluate --help``.
+
+    Raises:
+        ValueError: no sample, or worlds and clips that do not fit together.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; wanted at least one future of each clip")
     config = load_config(folder)
-    sampling = Sampling(temperature=0) if samples == 1 else Sampling(top_k=100)
+    sampling = Sampling(temperature=0) if samples == 1 else PUBLISHED_SAMPLING
     world = World.load(folder, sampling=sampling, seed=seed)
-    others = {} if against is None else {against.name: World.load(against, sampling=sampling, seed=seed)}
+    # By the whole path: folders of other runs are often called "world" too.
+    others = {} if against is None else {str(against): World.load(against, sampling=sampling, seed=seed)}
     shape = config.window
     window = SegmentWindow(frames=shape.frames, context=shape.context, stride=shape.stride)
     held_out = held_out_clips(folder, data, window, config.size, clips)
@@ -85,15 +89,18 @@ def score(
     """Returns the figures of a world, beside other worlds on the same clips."""
     context, horizon = world.context, clips.frames.shape[1] - world.context
     worlds = {"world": world, **(others or {})}
-    errors = {name: [SquaredError()] * horizon for name in [*worlds, "last frame repeated"]}
+    errors = {name: [SquaredError()] * horizon for name in [*worlds, STILL]}
     parts, gaps, foretold = [], [], []
+    swapped = None  # the actions of another clip, whichever
+    if clips.actions is not None and len(clips.frames) > 1:
+        swapped = exchanged(clips.actions[:, context - 1 : -1], torch.Generator().manual_seed(seed))
     rows = list(range(0, len(clips.frames), _AT_ONCE))
     with bar("imagine held-out clips") as tell:
         for done, first in enumerate(rows):
             frames = clips.frames[first : first + _AT_ONCE]
             actions = None if clips.actions is None else clips.actions[first : first + _AT_ONCE, context - 1 : -1]
             seen, truth, last = frames[:, :context], frames[:, context:], frames[:, context - 1 : context]
-            videos = {"last frame repeated": repeat_last(seen, horizon)}
+            videos = {STILL: repeat_last(seen, horizon)}
             for name, each in worlds.items():
                 each.seed(seed + first)
                 imagined = each.imagine(seen, horizon, actions if each.action_width else None)
@@ -108,8 +115,9 @@ def score(
                 futures.append(world.imagine(seen, horizon, actions if world.action_width else None).frames.cpu())
             whole = torch.stack([torch.cat([seen, future], 1) for future in futures])
             parts.append(compare_videos(frames, whole, STRICT, context=context))
-            if world.action_width and actions is not None:
-                gaps.append(_heard(world, seen, truth, actions, videos["world"], seed + first))
+            if world.action_width and swapped is not None:
+                wrong = swapped[first : first + _AT_ONCE]
+                gaps.append(_heard(world, seen, truth, wrong, videos["world"], seed + first))
             tell(done + 1, len(rows))
     table = video_table(join(parts), clips.episodes)
     sensitivity = None
@@ -141,13 +149,13 @@ def _heard(
     world: World,
     seen: UInt8[Tensor, "b t c h w"],
     truth: UInt8[Tensor, "b t c h w"],
-    actions: Float[Tensor, "b t a"],
+    wrong: Float[Tensor, "b t a"],
     imagined: UInt8[Tensor, "b t c h w"],
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared errors with the true actions, another clip's, and none; drawn from the same seed."""
+    """Squared errors with the true actions, wrong ones, and none; drawn from the same seed."""
     errors = [mse(truth, imagined).mean(1)]
-    for other in (exchanged(actions, torch.Generator().manual_seed(seed)), torch.zeros_like(actions)):
+    for other in (wrong, torch.zeros_like(wrong)):
         world.seed(seed)
         errors.append(mse(truth, world.imagine(seen, truth.shape[1], other).frames.cpu()).mean(1))
     return errors[0], errors[1], errors[2]

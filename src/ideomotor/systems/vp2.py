@@ -71,7 +71,7 @@ class VP2Predictor:
 
     def _check(self, video: np.ndarray, actions: np.ndarray) -> None:
         context, width = self.num_context, self.world.action_width
-        if video.ndim != 5 or video.shape[1] < context or video.shape[4] != 3:
+        if video.ndim != 5 or len(video) < 1 or video.shape[1] < context or video.shape[4] != 3:
             raise ValueError(f"video has shape {video.shape}; wanted (batch, {context} or more, height, width, 3)")
         if not (np.isfinite(video).all() and video.min() >= 0 and video.max() <= 1):
             raise ValueError(

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ideomotor.data.formats import open_dataset
 from ideomotor.data.pictures import decode_picture
 from ideomotor.data.transforms import resize_and_crop
 from ideomotor.data.video_writing import write_video
 from ideomotor.data.windows import read_frames
-from ideomotor.systems.imagination import FPS, check_written, find_episode, measured, noted
+from ideomotor.systems.imagination import FPS, check_written, measured, pick_episode
 from ideomotor.systems.panels import truth_above
 from ideomotor.systems.sources import read_facts
 from ideomotor.systems.vpp import VPP
@@ -135,12 +134,7 @@ def clip(
     Raises:
         ValueError: there is no such episode, camera or frame, or its frames are too small.
     """
-    episodes = open_dataset(source).episodes
-    facts = noted(folder, source, len(episodes))
-    if facts is not None and episode is None:  # one that was not learned from
-        there = {candidate.id for candidate in episodes}
-        episode = next((name for name in facts.held_out if name in there), None)
-    chosen = find_episode(source, episodes, episode)
+    chosen, facts = pick_episode(folder, source, episode)
     if stride is None:
         stride = config.window.stride if facts is None else facts.stride
     looked = [name for one in read_facts(folder) for name in one.camera.split(",") if name in chosen.frames]

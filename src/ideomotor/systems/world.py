@@ -119,14 +119,14 @@ class World:
         """Begins the draws anew."""
         self._generator.manual_seed(seed)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference mode would forbid to learn from what comes out
     def reset(self, frames: UInt8[Tensor, "b t c h w"]) -> WorldState:
         """Returns the state after those frames; of more than ``context`` the newest count.
 
         Raises:
-            ValueError: fewer frames than the context, or frames of another size.
+            ValueError: fewer frames than the context, frames of another size, or none at all.
         """
-        if frames.ndim != 5 or frames.shape[1] < self.context:
+        if frames.ndim != 5 or len(frames) < 1 or frames.shape[1] < self.context:
             raise ValueError(
                 f"frames of shape {tuple(frames.shape)} came; this world begins with {self.context} of them: (batch, "
                 f"at least {self.context}, 3, {self.tokenizer.config.size}, {self.tokenizer.config.size})"
@@ -137,7 +137,7 @@ class World:
             self.predictor.observe(tokens, self.horizon), self.tokenizer.observe(tokens, newest[:, -1]), newest
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference mode would forbid to learn from what comes out
     def step(self, state: WorldState, action: Float[Tensor, "b a"] | None = None) -> Imagined:
         """Returns the next frame of every imagination, its reward, and the state behind it.
 
@@ -146,7 +146,7 @@ class World:
             action: what is done now, in the units of the data; None in a world without actions.
 
         Raises:
-            ValueError: no action, or one of another width, or a state that was stepped before.
+            ValueError: no action, one of another width or not finite, or a state that was stepped before.
         """
         imagined, _ = self._step(state, action)
         return imagined
@@ -164,7 +164,7 @@ class World:
         index = torch.tensor(list(rows), dtype=torch.long, device=self.device)
         return WorldState(self.predictor.select(state.memory, rows), state.features.select(index), state.newest[index])
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference mode would forbid to learn from what comes out
     def imagine(
         self, frames: UInt8[Tensor, "b t c h w"], horizon: int, actions: Float[Tensor, "b horizon a"] | None = None
     ) -> Imagination:
@@ -174,7 +174,12 @@ class World:
             frames: what was seen.
             horizon: frames to be imagined.
             actions: the one that leads to each of them; None in a world without actions.
+
+        Raises:
+            ValueError: no horizon, or actions that ``step`` refuses or that are more or fewer.
         """
+        if horizon < 1:
+            raise ValueError(f"a horizon of {horizon} frames came; wanted 1 or more")
         if actions is not None and actions.shape[1] != horizon:
             raise ValueError(f"{actions.shape[1]} actions came for a horizon of {horizon} frames: give one a frame")
         state = self.reset(frames)
@@ -196,6 +201,8 @@ class World:
                 f"{'no action' if action is None else 'an action'} came to a world whose actions have width "
                 f"{self.action_width}: give actions of that width, or none where it is 0"
             )
+        if action is not None and not bool(action.isfinite().all()):
+            raise ValueError("an action holds numbers that are not finite; wanted finite ones, in the data's units")
         if self.predictor.full(state.memory):
             state = self.reset(state.newest)
         action = None if action is None else action.to(self.device)

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ideomotor.data.formats import open_dataset
 from ideomotor.data.segments import SegmentWindow
 from ideomotor.data.video_writing import container_of, write_video
 from ideomotor.data.windows import read_frames
@@ -17,6 +16,7 @@ from ideomotor.evaluation.video_metrics import moving_error, repeat_last
 from ideomotor.files import replacing
 from ideomotor.layers.sampling import Sampling
 from ideomotor.predictors.autoregressive import PUBLISHED_SAMPLING
+from ideomotor.systems.imagination import pick_episode
 from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.panels import HOTTEST, comparison
 from ideomotor.systems.world import Imagination, World
@@ -49,8 +49,7 @@ def imagine_episode(
         ValueError: the context is not the world's, the episode is too short or has no actions, or a setting makes no
             sense.
     """
-    if stride is None:
-        stride = load_config(folder).window.stride
+    config = load_config(folder)
     _check(source, out, samples, horizon, stride, greedy, temperature)
     sampling = Sampling(temperature=0) if greedy else PUBLISHED_SAMPLING
     if temperature is not None:
@@ -61,7 +60,9 @@ def imagine_episode(
             f"context is {context} frames; the world in {folder} was built for {world.context}: leave --context out, "
             "or bring tokenizer and world to that length and train on"
         )
-    chosen = _episode(source, episode)
+    chosen, facts = pick_episode(folder, source, episode)
+    if stride is None:
+        stride = config.window.stride if facts is None else facts.stride
     start = 0 if start is None else start
     window = SegmentWindow(frames=world.context + horizon, context=world.context, stride=stride)
     if start < 0 or start + stride * (world.context - 1) >= chosen.length:
@@ -70,7 +71,8 @@ def imagine_episode(
     size = (world.tokenizer.config.size,) * 2
     indices = start + stride * np.arange(window.frames)
     known = int((indices < chosen.length).sum())
-    frames = read_frames(chosen, next(iter(chosen.frames)), indices[:known].tolist(), size)
+    cameras = [] if facts is None else [name for name in facts.camera.split(",") if name in chosen.frames]
+    frames = read_frames(chosen, [*cameras, *chosen.frames][0], indices[:known].tolist(), size)
     actions = _actions(world, chosen, indices, known, horizon)
     seen = frames[None, : world.context].expand(samples, -1, -1, -1, -1)
     told = None if actions is None else actions.expand(samples, -1, -1)
@@ -97,13 +99,13 @@ def imagine_episode(
 
 
 def _check(
-    source: Path, out: Path, samples: int, horizon: int, stride: int, greedy: bool, temperature: float | None
+    source: Path, out: Path, samples: int, horizon: int, stride: int | None, greedy: bool, temperature: float | None
 ) -> None:
     if out.suffix != ".npz":
         container_of(out)
     if out.resolve() == source.resolve():
         raise ValueError(f"{out} would overwrite the input: choose another --out")
-    if samples < 1 or horizon < 1 or stride < 1:
+    if samples < 1 or horizon < 1 or (stride is not None and stride < 1):
         raise ValueError(f"samples {samples}, horizon {horizon} and stride {stride} must be at least 1")
     if greedy and (samples > 1 or temperature is not None):
         raise ValueError("greedy takes the likeliest tokens, so there is one future and no temperature: leave one out")
@@ -120,17 +122,9 @@ def _write_arrays(out: Path, world: World, seen: UInt8[Tensor, "b t c h w"], ima
     }
     if imagined.rewards is not None:
         arrays["rewards"] = imagined.rewards.numpy()
+    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as draft, draft.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def _episode(source: Path, name: str | None) -> Episode:
-    episodes = open_dataset(source).episodes
-    for episode in episodes:
-        if name in (None, episode.id):
-            return episode
-    some = ", ".join(episode.id for episode in episodes[:8])
-    raise ValueError(f"{source} has no episode {name!r}; it has {len(episodes)}: {some}")
 
 
 def _actions(world: World, episode: Episode, indices: np.ndarray, known: int, horizon: int) -> torch.Tensor | None:
