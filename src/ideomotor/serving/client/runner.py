@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Mapping
 from queue import SimpleQueue
 from typing import Any
@@ -14,11 +15,16 @@ from .messages import Extras
 
 
 class BackgroundAsker:
-    """Asks a client for chunks in a thread; see ``Asker``. The client is not closed with it."""
+    """Asks a client for chunks in a thread; see ``Asker``. The client is not closed with it.
+
+    Attributes:
+        round_trips_ms: of the newest 10,000 answers.
+    """
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.busy = False
+        self.round_trips_ms: deque[float] = deque(maxlen=10_000)
         self._requests: SimpleQueue[tuple[Mapping[str, Any], Extras] | None] = SimpleQueue()
         self._answers: SimpleQueue[Answer] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ideomotor-asker", daemon=True)
@@ -48,7 +54,9 @@ class BackgroundAsker:
             if request is None:
                 return
             try:
-                answer = Answer(self.client.infer(*request).actions, None)
+                reply = self.client.infer(*request)
+                self.round_trips_ms.append(reply.round_trip_ms)
+                answer = Answer(reply.actions, None)
             except (ServingError, ValueError, TypeError, ModuleNotFoundError) as error:
                 answer = Answer(None, error)
             self._answers.put(answer)
