@@ -114,6 +114,7 @@ VERBS: dict[str, type] = {
     "vpdd finetune": cli_vpdd.VPDDFinetune,
     "vpdd evaluate": cli_vpdd.VPDDEvaluate,
     "imagine": cli.Imagine,
+    "dry_run": cli.DryRunCommand,
     "report": cli.Report,
     "study": cli_study.StudyCommand,
 }

@@ -14,6 +14,7 @@ from rich.console import Console
 from ideomotor.cli import ivideogpt, vpdd, vpp
 from ideomotor.cli.collect import CollectVerbs
 from ideomotor.cli.data import DataVerbs
+from ideomotor.cli.dry_run import DryRunCommand
 from ideomotor.cli.imagine import Imagine
 from ideomotor.cli.presets import SystemConfigs, preset, system_configs
 from ideomotor.cli.published import Export, ImportVerbs
@@ -138,6 +139,7 @@ def _commands(configs: SystemConfigs) -> Any:
         | Annotated[vpp.stages(configs.vpp), tyro.conf.subcommand("vpp")]
         | Annotated[Imagine, tyro.conf.subcommand("imagine")]
         | Annotated[Serve, tyro.conf.subcommand("serve")]
+        | Annotated[DryRunCommand, tyro.conf.subcommand("dry_run")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[StudyCommand, tyro.conf.subcommand("study")]
     )
