@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -32,7 +33,7 @@ def test_an_example_is_short_and_says_what_one_sees(path: Path) -> None:
 
 def test_all_are_here_and_run_below() -> None:
     here = Path(__file__).read_text()
-    assert len(SCRIPTS) == 5 and all(f'run("{path.stem}"' in here for path in SCRIPTS)
+    assert len(SCRIPTS) == 7 and all(f'run("{path.stem}"' in here for path in SCRIPTS)
 
 
 def test_converting_videos(tmp_path: Path) -> None:
@@ -97,3 +98,66 @@ def test_an_objective_of_ones_own(tmp_path: Path) -> None:
     error, spread = map(float, re.search(r"an Agent: True; mean error (\S+), of the mean (\S+)", said).groups())
     assert error < 0.8 * spread
     assert run("own_objective", tmp_path / "out", folder=tmp_path).strip() == said.strip().splitlines()[-1]
+
+
+def test_a_robots_loop(tmp_path: Path) -> None:
+    for module in ("av", "pyarrow", "websockets", "msgpack", "prometheus_client"):
+        pytest.importorskip(module)
+    from ideomotor.data.formats import open_dataset
+
+    said = run("robot_loop", tmp_path / "out", folder=tmp_path)
+    assert "of 20 Hz over 60 steps" in said and "the fake robot came to" in said
+    (recorded,) = (tmp_path / "out").iterdir()
+    (episode,) = open_dataset(recorded).episodes
+    actions = episode.read_actions()
+    assert 30 < episode.length <= 60 and np.abs(np.diff(actions, axis=0)).max() <= 0.2 + 1e-6
+    assert (np.diff(actions, axis=0) * [1, -1] >= -1e-6).all() and np.abs(actions[-1] - [1, -1]).max() < 0.1
+    run("robot_loop", tmp_path / "out", folder=tmp_path)
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+class Replayed:
+    """What Meta-World's scripted expert did in this very episode, from the step on that a request names."""
+
+    max_batch = 1
+
+    def __init__(self, task: str, goal: int) -> None:
+        from ideomotor.envs.metaworld import MetaWorldConfig, MetaWorldEnv
+
+        world, self.plan, done = MetaWorldEnv(MetaWorldConfig(task=task)), [], False
+        world.reset(options={"goal": goal})
+        while not done:
+            self.plan.append(world.expert_action())
+            _, success, truncated, _ = world.advance(self.plan[-1])
+            done = success or truncated
+        world.close()
+        seen = {"images": {"view": {"height": 96, "width": 96}}, "context": 1, "stride": 1}
+        done = {"chunk": 12, "execute": 6, "width": 4, "rate_hz": None}
+        self.metadata = {"ideomotor": {"kind": "policy", "system": "replay", "observation": seen, "actions": done}}
+        self.shown = []
+
+    def session(self) -> None:
+        return None
+
+    def prepare(self, session, message):
+        if message["ideomotor"].get("op") == "reset":
+            return None
+        self.shown.append(message)
+        return message["ideomotor"]["step"]
+
+    def infer(self, batch):
+        return [{"actions": np.resize(self.plan[step : step + 12], (12, 4))} for step in batch]
+
+
+@pytest.mark.sim
+def test_driving_meta_world_through_a_socket(tmp_path: Path) -> None:
+    for module in ("metaworld", "websockets", "msgpack", "prometheus_client"):
+        pytest.importorskip(module)
+    from ideomotor.serving.server import Server, ServerConfig, running
+
+    policy = Replayed("drawer-open", 30)
+    with running(Server(policy, ServerConfig(port=0))) as url:
+        said = run("drive_metaworld", url, "drawer-open", folder=tmp_path)
+    assert re.search(rf"open the drawer, goal 30: done after {len(policy.plan)} steps, \d+ answers of ", said)
+    assert [message["images"]["view"].shape for message in policy.shown[:2]] == [(96, 96, 3)] * 2
+    assert policy.shown[0]["prompt"] == "open the drawer" and policy.shown[0]["state"].shape == (4,)
