@@ -28,10 +28,10 @@ from ideomotor.serving.client.runner import BackgroundAsker
 def serve_fast(port: int, foresight: bool, tiny: bool) -> None:
     """What the server's process runs: the fast policy (or the tiny one), with random weights."""
     import torch
-    from ideomotor.systems.serving import Serving, vpdd_backend
 
     from act import random_agent
     from ideomotor.serving.server import ServerConfig, serve
+    from ideomotor.systems.serving import Serving, vpdd_backend
     from ideomotor.systems.vpdd import fast
     from ideomotor.systems.vpdd import tiny as tiny_preset
 
