@@ -178,3 +178,20 @@ def test_wrong_use_is_refused(predictor, generator):
     for wrong in ({"context": 6}, {"context_codes": 0}, {"action_width": 0}):
         with pytest.raises(ValueError):
             replace(CONFIG, **wrong)
+
+
+@torch.no_grad()
+def test_actions_beyond_what_the_robot_does_are_those_at_its_limit(predictor, generator):
+    context, dynamics, actions = window(2, 3, generator)
+    limited = AutoregressivePredictor(replace(CONFIG, action_limit=0.5))
+    limited.load_state_dict(predictor.state_dict())
+    within = actions.clamp(-0.5, 0.5)
+    ids = predictor.sequence(context, dynamics)
+    assert limited.features(ids, actions).equal(predictor.features(ids, within))
+    assert not predictor.features(ids, actions).equal(predictor.features(ids, within))
+    tokens, _ = limited.generate(context, 3, actions, sampling=GREEDY)
+    assert tokens.equal(predictor.generate(context, 3, within, sampling=GREEDY)[0])
+    terms = [model.loss(context, dynamics, given).terms for model, given in ((limited, actions), (predictor, within))]
+    assert terms[0] == terms[1]
+    with pytest.raises(ValueError, match="action_limit is 0"):
+        replace(CONFIG, action_limit=0.0)

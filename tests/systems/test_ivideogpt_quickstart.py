@@ -16,7 +16,12 @@ def test_a_world_from_nothing_and_its_page(tmp_path: Path, capsys: pytest.Captur
     )
     page = quickstart(config, tmp_path / "run", workers=1)
     scores = json.loads((tmp_path / "run/scores/scores.json").read_text())
-    assert set(scores["moving_psnr"]) == {"world", "without actions", "last frame repeated"}
+    assert set(scores["moving_psnr"]) == {
+        "world",
+        "without actions",
+        "its likeliest tokens alone",
+        "last frame repeated",
+    }
     assert scores["sensitivity"] is not None and scores["clips"] == 6 and scores["videos"]
     assert scores["reward_error"]["world"] > 0 and scores["reward_error"]["their mean"] > 0
     text = page.read_text()

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from ideomotor.tokenizers.context_config import ContextVQGANConfig
+from ideomotor.tokenizers.context_vqgan import ContextVQGAN
 from ideomotor.tokenizers.losses import Painted, Reconstruction, ReconstructionConfig, price
 
 
@@ -24,3 +26,35 @@ def test_what_moved_counts_more() -> None:
     assert abs(future(1, config) - 1 / 16) < 1e-6
     plain = replace(config, motion_weight=0.0)
     assert future(0, plain) == future(1, plain)
+
+
+def test_economy_costs_what_the_codes_are_away_from_the_middle() -> None:
+    ids, still = torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 3, 4, 4)
+    part = Painted(still, still, torch.zeros(()), ids)
+    parts = Reconstruction(part, part, None, torch.tensor(0.25))
+    plain, thrifty = (price(parts, (8, 8), ReconstructionConfig(economy=weight), None).losses for weight in (0.0, 0.1))
+    assert thrifty.total - plain.total == 0.1 * 0.25
+    assert "effort" not in plain.terms and thrifty.terms["effort"] == 0.25
+
+
+def test_with_economy_codes_stay_in_the_middle_unless_they_say_something(generator) -> None:
+    config = ContextVQGANConfig(
+        size=16, widths=(16, 16), blocks=1, latent=8, patch=2, norm_groups=8, heads=2, codebook="fsq", levels=(5, 5, 5),
+        attention_limit=8, dropout=0.0, residual=True,
+    )  # fmt: skip
+    frames = torch.randint(0, 256, (4, 1, 3, 1, 1), dtype=torch.uint8, generator=generator).repeat(1, 4, 1, 16, 16)
+    frames[:2, 2:, :, :, :8] = 255  # half of the clips change, on the left
+    shares = []
+    for economy in (0.0, 0.05):
+        torch.manual_seed(0)
+        tokenizer = ContextVQGAN(config)
+        optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
+        settings = ReconstructionConfig(pixels="l2", economy=economy)
+        for _ in range(40):
+            optimizer.zero_grad()
+            price(tokenizer.reconstruct(frames), (125, 125), settings, None).losses.total.backward()
+            optimizer.step()
+        middle = tokenizer.eval().tokenize(frames).dynamics == (tokenizer.dynamics_codes - 1) // 2
+        shares.append((middle[2:].float().mean().item(), middle[:2, :, ::4].float().mean().item()))
+    (plain, _), (still, moved) = shares
+    assert still > plain + 0.3 and moved < still - 0.3

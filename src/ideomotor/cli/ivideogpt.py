@@ -130,8 +130,8 @@ class WorldQuickstart:
     """Folder of the run; the page is OUT/report.html, the numbers OUT/scores/scores.json."""
     tasks: tuple[str, ...] = ("button-press-topdown-wall", "plate-slide")
     """Tasks of Meta-World, without "-v3"."""
-    episodes: int = 16
-    """Episodes recorded a task, of scripted experts whose hand shakes more or less."""
+    episodes: int = 60
+    """Episodes recorded a task: of a scripted expert whose hand shakes, and by turns of a hand that wanders."""
     demonstrations: Path | None = None
     """A folder of published demonstrations (npz, replay layout); it is only read, and joins the data."""
     budget_minutes: float = 30.0

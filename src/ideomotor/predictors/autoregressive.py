@@ -37,6 +37,7 @@ class AutoregressiveConfig:
         dynamics_tokens: tokens of a future frame.
         context: frames seen.
         action_width: numbers of an action; 0 where the future does not depend on actions.
+        action_limit: actions are clipped to at most this, up and down, as the robot does; None leaves them as they are.
         reward: foretells rewards too.
         action_reconstruction: weight of telling each frame's action from what is foretold; 0 for none.
         trunk: sizes of the transformer.
@@ -48,6 +49,7 @@ class AutoregressiveConfig:
     dynamics_tokens: int = 16
     context: int = 2
     action_width: int = 0
+    action_limit: float | None = None
     reward: bool = False
     action_reconstruction: float = 0.0
     trunk: LlamaConfig = field(default_factory=LlamaConfig)
@@ -56,6 +58,8 @@ class AutoregressiveConfig:
         counts = (self.context_codes, self.dynamics_codes, self.context_tokens, self.dynamics_tokens, self.context)
         if min(counts) < 1 or self.action_width < 0 or self.action_reconstruction < 0:
             raise ValueError(f"codes, tokens and context must be at least 1, nothing below 0: {self}")
+        if self.action_limit is not None and not self.action_limit > 0:
+            raise ValueError(f"action_limit is {self.action_limit}; it must be above 0, or None for no limit")
         if self.action_reconstruction and not self.action_width:
             raise ValueError("action_reconstruction tells actions from frames: it wants an action_width above 0")
         if self.longest < 1:
@@ -204,7 +208,8 @@ class AutoregressivePredictor(nn.Module):
             total, terms["reward"] = total + error, error.detach()
         if self.reconstruction is not None and actions is not None:
             error = F.mse_loss(
-                self.reconstruction(of_frames).float(), actions[:, :, None].expand(-1, -1, codes + 1, -1)
+                self.reconstruction(of_frames).float(),
+                self._carried_out(actions)[:, :, None].expand(-1, -1, codes + 1, -1),
             )
             total = total + self.config.action_reconstruction * error
             terms["action_reconstruction"] = error.detach()
@@ -305,7 +310,11 @@ class AutoregressivePredictor(nn.Module):
                 f"the predictor's action_width is {self.config.action_width}: give one such action a future frame, or "
                 "build it for these actions"
             )
-        return self.action(actions.to(self.action.weight.dtype))
+        return self.action(self._carried_out(actions).to(self.action.weight.dtype))
+
+    def _carried_out(self, actions: Float[Tensor, "b f action"]) -> Float[Tensor, "b f action"]:
+        limit = self.config.action_limit
+        return actions if limit is None else actions.clamp(-limit, limit)
 
     def _check_state(self, state: State) -> None:
         cache, every = state.cache, self.config.dynamics_tokens + 1

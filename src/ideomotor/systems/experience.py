@@ -1,4 +1,4 @@
-"""Experience for a world model: experts whose hand shakes more or less act in Meta-World, seen as an agent sees it.
+"""Experience for a world model: experts whose hand shakes or wanders act in Meta-World, seen as an agent sees it.
 
 Episodes are files of the replay layout, a folder a task, so that they lie beside published demonstrations of that
 layout, and a reinforcement learner may read them too.
@@ -6,7 +6,7 @@ layout, and a reinforcement learner may read them too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from ideomotor.envs.pixels import PixelWorld
 
 SHAKING = (0.0, 0.3, 0.6, 1.0)
-"""Deviation of the noise on the expert's actions, episode after episode; it also holds still for the last third of
-every fourth."""
+"""Deviation of the noise on the expert's actions, in every other episode one after the other; it also holds still for
+the last third of every fourth of these. In the episodes between, the hand wanders: what an expert does next can be told
+from the picture, so that a world learned from experts alone need not listen to actions."""
+TURNS = 0.15
+"""Chance of a wandering hand to turn at a step."""
 
 
 def collect_experience(out: Path, tasks: Sequence[str], episodes: int, seed: int = 0, workers: int = 2) -> Path:
@@ -56,7 +59,8 @@ def _record(job: tuple[Path, str, int, int]) -> None:
     rng = np.random.default_rng([seed, *task.encode(), number])
     world = metaworld_pixels(task)
     try:
-        episode = shaken(world, SHAKING[number % len(SHAKING)], number % 4 == 3, rng)
+        turn, wanders = divmod(number, 2)
+        episode = wandering(world, rng) if wanders else shaken(world, SHAKING[turn % 4], turn % 4 == 3, rng)
     finally:
         world.close()
     write_trajectory(path, episode)
@@ -64,14 +68,38 @@ def _record(job: tuple[Path, str, int, int]) -> None:
 
 def shaken(world: PixelWorld, noise: float, rests: bool, rng: np.random.Generator) -> Trajectory:
     """Returns an episode of an expert with noise on its actions, smooth over a few steps."""
+    push = np.zeros(world.action_space.shape or (), np.float32)
+
+    def act(step: int) -> np.ndarray:
+        nonlocal push
+        push = 0.7 * push + 0.7 * rng.standard_normal(push.shape, np.float32)
+        if rests and step >= 2 * world.config.duration // 3:
+            return np.zeros_like(push)
+        return np.asarray(np.clip(world.world.expert_action() + np.float32(noise) * push, -1, 1))
+
+    return recorded(world, act, rng)
+
+
+def wandering(world: PixelWorld, rng: np.random.Generator) -> Trajectory:
+    """Returns an episode of a hand that goes anywhere, in straight lines of a few steps."""
+    course = np.zeros(world.action_space.shape or (), np.float32)
+
+    def act(step: int) -> np.ndarray:
+        nonlocal course
+        if step == 0 or rng.random() < TURNS:
+            course = rng.uniform(-1, 1, course.shape).astype(np.float32)
+        return course
+
+    return recorded(world, act, rng)
+
+
+def recorded(world: PixelWorld, act: Callable[[int], np.ndarray], rng: np.random.Generator) -> Trajectory:
+    """Returns an episode from a drawn start to its end; ``act`` is asked for the action of each step."""
     observation, _ = world.reset(seed=int(rng.integers(2**31)))
     frames, actions, rewards = [observation[-1]], [np.zeros(world.action_space.shape or (), np.float32)], [0.0]
-    push, over = np.zeros_like(actions[0]), False
+    over = False
     while not over:
-        push = 0.7 * push + 0.7 * rng.standard_normal(push.shape, np.float32)
-        action = np.clip(world.world.expert_action() + np.float32(noise) * push, -1, 1)
-        if rests and len(frames) > 2 * world.config.duration // 3:
-            action = np.zeros_like(action)
+        action = act(len(actions) - 1)
         observation, reward, terminated, truncated, _ = world.step(action)
         frames.append(observation[-1])
         actions.append(action)

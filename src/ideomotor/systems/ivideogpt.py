@@ -175,7 +175,7 @@ def published_large() -> IVideoGPT:
 def cpu() -> IVideoGPT:
     """Returns a form that two cores train in minutes: 64 px, 64 tokens a context frame and 16 a future one."""
     tokenizer = ContextVQGANConfig(
-        fold=4, widths=(64, 96), blocks=1, latent=16, patch=2, norm_groups=8, codebook="fsq", levels=(8, 5, 5, 5),
+        fold=4, widths=(64, 96), blocks=1, latent=16, patch=2, norm_groups=8, codebook="fsq", levels=(7, 5, 5, 5),
         attention_limit=16, symmetric=True, residual=True, dropout=0.0,
     )  # fmt: skip
     codes, _ = tokenizer.num_codes
@@ -188,10 +188,10 @@ def cpu() -> IVideoGPT:
         painted=SegmentWindow(frames=6, context=2, mode="random_selection", span=12),
         tokenizer=tokenizer,
         world=world,
-        reconstruction=ReconstructionConfig(pixels="l2", motion_weight=30.0),
+        reconstruction=ReconstructionConfig(pixels="l2", motion_weight=30.0, economy=0.004),
         tokenizer_stage=Stage(steps=800, batch=16, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True)),
         world_stage=Stage(
-            steps=1000, batch=16, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.05, betas=(0.9, 0.98), bf16=True)
+            steps=2400, batch=6, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.05, betas=(0.9, 0.98), bf16=True)
         ),
     )
 

@@ -37,6 +37,7 @@ console = Console(soft_wrap=True)
 FULL_BUDGET = 30.0  # minutes that the preset's steps are planned for on two idle cores; not yet timed as a whole
 STAGES = ("experience", "tokenizer", "world", "deaf", "scores")
 FPS = 5.0
+FUTURES = 16  # drawn of each clip that is scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class WorldQuickstart:
     """What is to be tried; see ``ideomotor ivideogpt quickstart --help``."""
 
     tasks: tuple[str, ...] = ("button-press-topdown-wall", "plate-slide")
-    episodes: int = 16
+    episodes: int = 60
     demonstrations: Path | None = None
     budget_minutes: float = FULL_BUDGET
     clips: int = 64
@@ -109,14 +110,15 @@ def deaf_copy(out: Path) -> None:
 
 def write_scores(config: WorldQuickstart, model: IVideoGPT, out: Path, folder: Path) -> None:
     """Scores world and deaf copy on held-out clips, and writes figures and videos into ``folder``."""
-    greedy, drawn = Sampling(temperature=0), Sampling(top_k=100)
-    world = World.load(out / "world", sampling=greedy)
+    world = World.load(out / "world")
     shape = model.window
     window = SegmentWindow(frames=shape.frames, context=shape.context, stride=shape.stride)
     clips = held_out_clips(out / "world", (), window, model.size, config.clips)
-    others = {"without actions": World.load(out / "deaf", sampling=greedy)}
-    scores = score(world, clips, others, seed=config.seed)
-    world.sampling = drawn
+    others = {
+        "without actions": World.load(out / "deaf"),
+        "its likeliest tokens alone": World.load(out / "world", sampling=Sampling(temperature=0)),
+    }
+    scores = score(world, clips, others, futures=FUTURES, seed=config.seed)
     rows = []
     for number in shown(clips, 6):
         world.seed(config.seed)
@@ -156,7 +158,7 @@ def report_of(config: WorldQuickstart, out: Path) -> Path:
             "demonstrations": config.demonstrations or "none",
             "held-out clips": scores["clips"],
             "seen, foretold": f"2 frames, {scores['horizon']} frames",
-            "figures": "of the likeliest tokens; the futures shown are drawn",
+            "figures": f"of the mean of {FUTURES} drawn futures, the picture expected; those shown are single ones",
             "moving pixels": "differ by more than 20 of 255 from the last frame seen, in the truth",
             "training seed": config.seed,
         },
@@ -182,9 +184,13 @@ def costs(out: Path) -> Iterator[ReportStage]:
 
 
 def options(config: WorldQuickstart, out: Path) -> DataOptions:
-    """Returns the data sets of every stage."""
+    """Returns the data sets of every stage, drawn from as often as they are long: a few demonstrations are not learned
+    by heart.
+    """
     given = () if config.demonstrations is None else (config.demonstrations,)
-    return DataOptions(data=(out / "data", *given), cache=out / "cache", validation=0.1)
+    data = (out / "data", *given)
+    frames = [sum(episode.length for episode in open_dataset(each).episodes) for each in data]
+    return DataOptions(data=data, weights=tuple(map(float, frames)), cache=out / "cache", validation=0.1)
 
 
 def model_of(config: WorldQuickstart) -> IVideoGPT:
@@ -196,7 +202,7 @@ def model_of(config: WorldQuickstart) -> IVideoGPT:
 
     return replace(
         model,
-        world=replace(model.world, action_width=len(WORLDS["metaworld"].actions), reward=True),
+        world=replace(model.world, action_width=len(WORLDS["metaworld"].actions), action_limit=1.0, reward=True),
         tokenizer_stage=scaled(model.tokenizer_stage),
         world_stage=scaled(model.world_stage),
     )

@@ -84,9 +84,25 @@ def evaluate(
 
 
 def score(
-    world: World, clips: HeldOut, others: dict[str, World] | None = None, *, samples: int = 1, seed: int = 0
+    world: World,
+    clips: HeldOut,
+    others: dict[str, World] | None = None,
+    *,
+    samples: int = 1,
+    futures: int = 1,
+    seed: int = 0,
 ) -> WorldScores:
-    """Returns the figures of a world, beside other worlds on the same clips."""
+    """Returns the figures of a world, beside other worlds on the same clips.
+
+    Args:
+        world: what is scored.
+        clips: that it never saw.
+        others: by name, other worlds, whose moving pixels are scored too.
+        samples: futures of the strict protocol.
+        futures: drawn futures whose mean is the picture that is scored elsewhere. A squared error is least for the
+            picture expected; a single future also pays for where it happened to go. A greedy world has but one.
+        seed: of the draws.
+    """
     context, horizon = world.context, clips.frames.shape[1] - world.context
     worlds = {"world": world, **(others or {})}
     errors = {name: [SquaredError()] * horizon for name in [*worlds, STILL]}
@@ -103,21 +119,20 @@ def score(
             videos = {STILL: repeat_last(seen, horizon)}
             for name, each in worlds.items():
                 each.seed(seed + first)
-                imagined = each.imagine(seen, horizon, actions if each.action_width else None)
-                videos[name] = imagined.frames.cpu()
-                if each is world and imagined.rewards is not None:
-                    foretold.append(imagined.rewards.cpu())
+                videos[name], rewards = _expected(each, seen, horizon, actions, futures)
+                if each is world and rewards is not None:
+                    foretold.append(rewards)
             for name, video in videos.items():
                 steps = [moving_error(truth[:, k : k + 1], video[:, k : k + 1], last) for k in range(horizon)]
                 errors[name] = [a + b for a, b in zip(errors[name], steps, strict=True)]
-            futures = [videos["world"]]
+            drawn = [videos["world"]]
             for _ in range(samples - 1):
-                futures.append(world.imagine(seen, horizon, actions if world.action_width else None).frames.cpu())
-            whole = torch.stack([torch.cat([seen, future], 1) for future in futures])
+                drawn.append(world.imagine(seen, horizon, actions if world.action_width else None).frames.cpu())
+            whole = torch.stack([torch.cat([seen, future], 1) for future in drawn])
             parts.append(compare_videos(frames, whole, STRICT, context=context))
             if world.action_width and swapped is not None:
                 wrong = swapped[first : first + _AT_ONCE]
-                gaps.append(_heard(world, seen, truth, wrong, videos["world"], seed + first))
+                gaps.append(_heard(world, seen, truth, wrong, videos["world"], futures, seed + first))
             tell(done + 1, len(rows))
     table = video_table(join(parts), clips.episodes)
     sensitivity = None
@@ -133,6 +148,21 @@ def score(
         samples=samples,
         horizon=horizon,
     )
+
+
+def _expected(
+    world: World,
+    seen: UInt8[Tensor, "b context c h w"],
+    horizon: int,
+    actions: Float[Tensor, "b horizon a"] | None,
+    futures: int,
+) -> tuple[UInt8[Tensor, "b horizon c h w"], Float[Tensor, "b horizon"] | None]:
+    """The mean of so many futures, and of their rewards."""
+    count = 1 if world.sampling.temperature == 0 else futures
+    imagined = [world.imagine(seen, horizon, actions if world.action_width else None) for _ in range(count)]
+    frames = torch.stack([one.frames.cpu() for one in imagined]).float().mean(0).round().to(torch.uint8)
+    rewards = [one.rewards.cpu() for one in imagined if one.rewards is not None]
+    return frames, torch.stack(rewards).mean(0) if rewards else None
 
 
 def _reward_error(
@@ -151,13 +181,14 @@ def _heard(
     truth: UInt8[Tensor, "b t c h w"],
     wrong: Float[Tensor, "b t a"],
     imagined: UInt8[Tensor, "b t c h w"],
+    futures: int,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Squared errors with the true actions, wrong ones, and none; drawn from the same seed."""
     errors = [mse(truth, imagined).mean(1)]
     for other in (wrong, torch.zeros_like(wrong)):
         world.seed(seed)
-        errors.append(mse(truth, world.imagine(seen, truth.shape[1], other).frames.cpu()).mean(1))
+        errors.append(mse(truth, _expected(world, seen, truth.shape[1], other, futures)[0]).mean(1))
     return errors[0], errors[1], errors[2]
 
 

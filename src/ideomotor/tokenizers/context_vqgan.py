@@ -199,6 +199,7 @@ class ContextVQGAN(nn.Module):
             Painted(true, features.pixels.flatten(0, 1), commitment, ids.flatten(1)),
             Painted(future, painted, future_commitment, future_ids),
             (future - before).abs().amax(1, keepdim=True),
+            dynamics.square().mean(),
         )
 
     def _look(self, context: UInt8[Tensor, "b c colour h w"]) -> tuple[Float[Tensor, "frames h w d"], list[Tensor]]:

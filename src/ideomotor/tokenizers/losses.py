@@ -31,6 +31,8 @@ class Reconstruction(NamedTuple):
     future: Painted
     moved: Float[Tensor, "n 1 h w"] | None = None
     """How far each of the future's true pixels lies from the last context frame's, the furthest colour, in [0, 1]."""
+    effort: Float[Tensor, ""] | None = None
+    """Mean square of the future's codes: 0 where each is the one in the middle."""
 
     @property
     def true(self) -> Float[Tensor, "n c h w"]:
@@ -55,6 +57,8 @@ class ReconstructionConfig:
             whatever their numbers.
         motion_weight: an error of the future counts 1 + motion_weight * m, with m in [0, 1] the pixel's distance from
             the last context frame. What moves is small, and what an action leads to.
+        economy: of the mean square of the future's codes. What did not change then has one code, the middle one, and
+            not whichever: a world model need not guess what means nothing. Wants codes with a middle (FSQ, odd levels).
         train_codebooks: False leaves the codes as they are (to fine-tune what a world model already speaks).
     """
 
@@ -64,15 +68,17 @@ class ReconstructionConfig:
     critic_weight: float = 0.8
     balanced: bool = False
     motion_weight: float = 0.0
+    economy: float = 0.0
     train_codebooks: bool = True
 
     def __post_init__(self) -> None:
         if self.pixels not in ("l1", "l2"):
             raise ValueError(f"pixels is {self.pixels!r}; wanted 'l1' or 'l2'")
-        if min(self.pixel_weight, self.perceptual_weight, self.critic_weight, self.motion_weight) < 0:
+        weights = (self.pixel_weight, self.perceptual_weight, self.critic_weight, self.motion_weight, self.economy)
+        if min(weights) < 0:
             raise ValueError(
                 f"pixel_weight {self.pixel_weight}, perceptual_weight {self.perceptual_weight}, critic_weight "
-                f"{self.critic_weight} and motion_weight {self.motion_weight} must not be below 0"
+                f"{self.critic_weight}, motion_weight {self.motion_weight}, economy {self.economy}: none may be below 0"
             )
 
 
@@ -87,7 +93,7 @@ def price(
     reconstruction: Reconstruction, sizes: tuple[int, int], config: ReconstructionConfig, perceptual: Distance | None
 ) -> Priced:
     """Returns the losses of a reconstruction, and the codebooks' health; ``sizes`` are those of the codebooks."""
-    context, future, moved = reconstruction
+    context, future, moved, effort = reconstruction
     shares = _shares(len(context.true), len(future.true), config.balanced)
     pixel = F.l1_loss if config.pixels == "l1" else F.mse_loss
     terms = {"context": pixel(context.painted.float(), context.true)}
@@ -105,6 +111,9 @@ def price(
         total = total + shares[1] * config.perceptual_weight * terms["perceptual_future"]
     terms |= {"commitment_context": context.commitment.float(), "commitment_dynamics": future.commitment.float()}
     total = total + terms["commitment_context"] + terms["commitment_dynamics"]
+    if config.economy and effort is not None:
+        terms["effort"] = effort.float()
+        total = total + config.economy * terms["effort"]
     with torch.no_grad():
         terms["psnr"] = -10 * F.mse_loss(future.painted.float().clamp(0, 1), future.true).clamp_min(1e-10).log10()
         for name, part, size in zip(("context", "dynamics"), (context, future), sizes, strict=True):
