@@ -73,7 +73,7 @@ def measured(url: str, hz: float, seconds: float) -> dict[str, object]:
         asker.round_trips_ms.clear()
         pacer, latencies, ages, held = Pacer(hz), [], [], 0
         own, load = time.process_time(), os.getloadavg()[0]
-        while pacer.ticks < seconds * hz and pacer.ticks + pacer.missed < 1.5 * seconds * hz:
+        while pacer.ticks + pacer.missed < seconds * hz:
             pacer.wait()
             step = chunks.act(observation)
             held += safe.check(step.action).fault != ""
