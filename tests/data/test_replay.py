@@ -108,6 +108,13 @@ def test_capacity_leaves_demonstrations_and_files_alone(tmp_path):
     assert [int(one.frames[0, 0, 0, 0]) for one in replay.episodes] == [200, 0, 20]
 
 
+def test_demonstrations_in_the_agents_own_folder_are_refused(tmp_path):
+    Replay(tmp_path, ReplayConfig()).add(0, episode())
+    with pytest.raises(ValueError, match="own replay"):
+        Replay(tmp_path, ReplayConfig(), tmp_path / "../" / tmp_path.name)  # its rewind(0) would delete them
+    assert (tmp_path / "000000.npz").is_file()
+
+
 def test_damage_is_told_and_left_out(tmp_path):
     shown = tmp_path / "demos"
     shown.mkdir()

@@ -163,4 +163,7 @@ def test_what_does_not_fit_is_refused(whole: Path, shown: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="was begun with"):
         run_dream(toy(shown, "drqv2"), whole)
     with pytest.raises(ValueError, match=r"demonstrations: .*was begun with"):
-        run_dream(toy(whole / "replay"), whole)
+        run_dream(toy(shutil.copytree(whole / "replay", tmp_path / "others")), whole)
+    for inside in (whole, whole / "replay"):  # a run begun anew takes its replay away
+        with pytest.raises(ValueError, match="is only read: choose another --out"):
+            run_dream(toy(inside), whole)

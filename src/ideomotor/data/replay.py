@@ -118,10 +118,15 @@ class Replay:
         quarantined: files that were left out, and why.
 
     Raises:
-        ValueError: there are no readable demonstrations in the folder that was named.
+        ValueError: there are no readable demonstrations in the folder that was named, or it is the agent's own.
     """
 
     def __init__(self, folder: Path, config: ReplayConfig, demonstrations: Path | None = None) -> None:
+        if demonstrations is not None and demonstrations.resolve() == folder.resolve():
+            raise ValueError(
+                f"{folder} is the agent's own replay, whose episodes are taken away when a run begins anew: give "
+                "demonstrations that lie elsewhere (copy them)"
+            )
         self.folder, self.config = folder, config
         self.quarantined: list[Quarantined] = []
         folder.mkdir(parents=True, exist_ok=True)

@@ -228,8 +228,9 @@ def run_dream(
     real, goals = config.learning.real, GOALS["test"]
     if not 1 <= episodes <= len(goals):
         raise ValueError(f"episodes is {episodes}; there are {len(goals)} goals to be tried with: take 1 to that many")
-    if world_from is not None and world_from.resolve() == out.resolve():
-        raise ValueError(f"--out is {out}, which the earlier world is read from: choose another --out")
+    for source in (world_from, real.demonstrations):
+        if source is not None and source.resolve() in (out.resolve(), out.resolve() / "replay"):
+            raise ValueError(f"--out is {out}, and {source} in it is only read: choose another --out")
     earlier, read = None, dict[str, str]()
     if config.arm == "mbpo":
         if world_from is not None:
