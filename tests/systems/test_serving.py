@@ -1,5 +1,10 @@
 """Every folder that can be served, from its files to actions or frames: the answers, batches, prefixes, video."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from ideomotor import cli
 from ideomotor.layers.sampling import Sampling
 from ideomotor.policies.actor_critic import ActorCritic, ActorCriticConfig
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
@@ -371,3 +377,58 @@ def test_options_that_mean_nothing_are_refused(folders: Callable[[str], Path]) -
     assert backend.max_batch == 3
     about = backend.metadata["ideomotor"]["actions"]
     assert about == {"chunk": 8, "execute": 2, "width": 2, "rate_hz": 20.0}
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_serves_until_it_is_told_to_stop(folders: Callable[[str], Path]) -> None:
+    pytest.importorskip("websockets", reason="the serve extra is not installed")
+    pytest.importorskip("prometheus_client", reason="the serve extra is not installed")
+    from ideomotor.serving.client import Client, NoServer
+
+    words = [sys.executable, "-m", "ideomotor", "serve", folders("vpdd"), "--port", "0", "--execute", "2"]
+    env = os.environ | {"IDEOMOTOR_API_KEY": "secret"}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stderr is not None
+        said = []
+        while not said or "ws://" not in said[-1]:
+            said.append(process.stderr.readline())
+            assert said[-1], "".join(said)
+        url = re.search(r"ws://[^\"]+", said[-1])
+        assert url is not None and "policy of vpdd" in said[0] and "of which 2 are carried out" in "".join(said)
+        with pytest.raises(NoServer):
+            Client(url[0], api_key="guessed", wait=0.1)
+        backend = open_backend(folders("vpdd"))
+        message = observed(backend, 0)
+        del message["ideomotor"]
+        client = Client(url[0], api_key="secret")
+        reply = client.infer(message)
+        np.testing.assert_allclose(reply.actions, answer(backend, observed(backend, 0)), atol=2e-3, rtol=1e-3)
+        assert reply.raw["ideomotor"]["steps"] == [0, 0, 0, 0]
+        assert client.infer(message).raw["ideomotor"]["steps"] == [0, 0, 0, 2]
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(30) == 0 and "stopped" in rest and "secret" not in "".join(said) + rest
+
+
+def test_the_command_refuses_what_it_cannot_mean(
+    folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("\n")
+    monkeypatch.setenv("IDEOMOTOR_API_KEY", "secret")
+    for words, says in (
+        (("--api-key-file", key), "both IDEOMOTOR_API_KEY and --api-key-file give a key"),
+        (("--threads", 0), "threads is 0; wanted at least 1"),
+        (("--part", "world"), "holds no world to serve"),
+        (("--limits.connections", 0), "the limit connections is 0"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["serve", str(folders("vpdd")), "--port", "0", *map(str, words)])
+        told = capsys.readouterr().err
+        assert end.value.code == 2 and says in told and "secret" not in told
+    monkeypatch.delenv("IDEOMOTOR_API_KEY")
+    with pytest.raises(SystemExit):
+        cli.main(["serve", str(folders("vpdd")), "--api-key-file", str(key)])
+    assert "holds no key" in capsys.readouterr().err
