@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from made_up_backend import Doubling
 
+from ideomotor.serving import batching
 from ideomotor.serving.batching import PATIENCE, Batcher, Dream, Job
 from ideomotor.serving.limits import TokenBucket
 
@@ -198,3 +199,40 @@ def test_the_bucket_lets_a_burst_and_then_the_rate_through(monkeypatch):
     assert bucket.take() == 0 and bucket.take() > 0
     now[0] += 1000
     assert [bucket.take() > 0 for _ in range(4)] == [False, False, False, True]
+
+
+def test_who_was_answered_together_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    """Without, whoever asks again first would be computed alone, and the others after it."""
+    monkeypatch.setattr(batching, "GATHERING", 1000.0)  # however slow this machine is
+
+    async def run():
+        asking = await held(Doubling(max_batch=8, seconds=0.01))
+        for owner in range(4):
+            asking.ask(owner, 0)
+        asking.backend.gate.set()
+        for turn in range(1, 5):
+            await asking.until(1 + 4 * turn)
+            for owner in range(4):  # they ask again, a little apart
+                asking.ask(owner, turn)
+                await asyncio.sleep(0.02)
+        await asking.until(21)
+        assert asking.batcher.stop(5)
+        return asking.backend.batches[1:]
+
+    assert asyncio.run(run()) == [4, 4, 4, 4, 4]
+
+
+def test_who_left_is_not_waited_for_again_and_again():
+    async def run():
+        asking = await held(Doubling(max_batch=8, seconds=0.05))
+        for owner in range(4):
+            asking.ask(owner, 0)
+        asking.backend.gate.set()
+        for turn in range(1, 4):
+            await asking.until(4 + turn)
+            asking.ask(0, turn)
+        await asking.until(8)
+        assert asking.batcher.stop(5)
+        return asking.backend.batches[1:]
+
+    assert asyncio.run(run()) == [4, 1, 1, 1]

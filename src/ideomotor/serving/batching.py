@@ -18,6 +18,9 @@ from ideomotor.serving.backend import Backend
 from ideomotor.serving.journal import LOGGER
 from ideomotor.serving.limits import Refused
 
+GATHERING = 0.1
+"""Share of the last batch's time that those who were in it are waited for: clients that are answered together ask
+together again, a little apart; without, batches of one and of all the others alternate."""
 PATIENCE = 0.5
 """Seconds for which a part of an imagined video lets requests go first."""
 
@@ -92,6 +95,7 @@ class Batcher:
         self._dreams: deque[Dream] = deque()
         self._changed = threading.Condition()
         self._stopped = False
+        self._last, self._last_seconds = 0, 0.0  # size of the last batch, and what it took
         self._thread = threading.Thread(target=self._work, name="ideomotor-serving", daemon=True)
         self._thread.start()
 
@@ -137,6 +141,8 @@ class Batcher:
         with self._changed:
             while not (self._turns or self._dreams or self._stopped):
                 self._changed.wait()
+            if self._turns and not self._stopped:
+                self._gather()
             if self._stopped:
                 return False
             batch, late = self._take()
@@ -150,6 +156,16 @@ class Batcher:
     def _tell(self, what: Callable[..., None], *about: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed: this batch took longer than the server's end
             self._loop.call_soon_threadsafe(what, *about)
+
+    def _gather(self) -> None:
+        """Waits a moment for as many as were answered last."""
+        until = time.perf_counter() + GATHERING * self._last_seconds
+        wanted = min(self._last, self.backend.max_batch)
+        while len(self._turns) < wanted and not self._stopped:
+            left = until - time.perf_counter()
+            if left <= 0:
+                return
+            self._changed.wait(left)
 
     def _take(self) -> tuple[list[Job], list[Job]]:
         """The next batch, and the jobs that came before it whose deadline has passed."""
@@ -189,6 +205,7 @@ class Batcher:
             return [(batch[0], Answer(failure=error))]
         took = (time.perf_counter() - began) * 1000
         self._computed(len(batch), took / 1000)
+        self._last, self._last_seconds = len(batch), took / 1000
         return [
             (job, Answer(reply=reply, batch=len(batch), queue_ms=(began - job.arrived) * 1000, infer_ms=took))
             for job, reply in zip(batch, replies, strict=True)
