@@ -17,12 +17,24 @@ pytest.importorskip("diffusers", reason="the svd extra is not installed")
 from test_bad_pairs import digest, ideomotor, recording, said
 
 from ideomotor.data.formats import open_dataset
+from ideomotor.data.loader import ClipLoader
 from ideomotor.data.synthetic import synthetic_disc
 from ideomotor.data.video import write_video
-from ideomotor.systems.vpp import ActionDenoising, Foreseeing, Foresight
+from ideomotor.systems.sources import DataOptions, open_sources
+from ideomotor.systems.stages import read_config
+from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Foresight
 from ideomotor.systems.vpp_presets import PRESETS, looking_with
 from ideomotor.systems.vpp_shards import pack, unpack
-from ideomotor.systems.vpp_stages import goal_encoder, load_agent, load_models, token_encoder
+from ideomotor.systems.vpp_stages import (
+    goal_encoder,
+    load_agent,
+    load_models,
+    run_policy,
+    run_vae,
+    run_video,
+    token_encoder,
+)
+from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
 from ideomotor.types import Clip, Prefix
 
 BLIND = ("--eyes", "latents", "--former.feature-width", 4, "--former.frames", 1)
@@ -104,6 +116,40 @@ def test_the_scale_of_latents_is_measured_and_handed_on(home: Path) -> None:
     assert models.vae.scale != 1.0 and models.predictor.config.latent_scale == models.vae.scale
     mean, std = models.vae.moments(seen(4).frames["main"])
     assert 0.2 < models.vae.scale * (mean + std).std() < 5
+
+
+def test_the_scale_is_that_of_the_weights_that_are_saved(home: Path, tmp_path: Path) -> None:
+    assert stage(home, "vae", tmp_path / "vae", "--vae-stage.optim.ema", 0.9) == 0
+    vae = load_models(tmp_path / "vae").vae
+    assert vae is not None
+    config = read_config(tmp_path / "vae/vpp.json", VPP)
+    sources = open_sources(DataOptions(data=(home / "films",)), config, config.vae_stage)
+    loader = ClipLoader(sources.train, config.vae_stage.batch, 0, actions=False, prefetch=0)
+    noted = vae.scale
+    assert vae.measure_scale(loader.batch(step).frames["main"] for step in range(8)) == pytest.approx(noted, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def patches(home: Path) -> Path:
+    """The stages of ``home`` with a map of patches in place of the autoencoder."""
+    tiny = PRESETS["tiny"]()
+    config, out, cache = replace(tiny, vae=PatchPCAConfig(patch=2, channels=4)), home / "patches", home / "cache"
+    films, shown = (DataOptions(data=(home / name,), cache=cache) for name in ("films", "shown"))
+    run_vae(films, config, out / "vae", 0, False)
+    run_video(films, config, out / "vae", out / "video", 0, False)
+    run_policy(shown, config, out / "video", out / "policy", 0, False)
+    return home / "patches"
+
+
+def test_a_map_of_patches_stands_for_the_autoencoder(patches: Path, tmp_path: Path) -> None:
+    agent = load_agent(patches / "policy")
+    assert agent.act(seen()).shape == (2, 4, 2)
+    pack(patches / "policy", tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "again")
+    again = load_models(tmp_path / "again").vae
+    there = load_models(patches / "policy").vae
+    assert isinstance(again, PatchPCA) and isinstance(there, PatchPCA)
+    assert torch.equal(again.into, there.into) and again.scale == there.scale
 
 
 @pytest.mark.parametrize("name", ["vae", "video", "policy"])

@@ -22,11 +22,15 @@ _SETTINGS = {  # ours -> diffusers'
     "widths": "block_out_channels", "heads": "num_attention_heads", "layers": "layers_per_block",
     "text_width": "cross_attention_dim", "time_width": "addition_time_embed_dim",
 }  # fmt: skip
-_FIXED = {
-    "down_block_types": [*["CrossAttnDownBlockSpatioTemporal"] * 3, "DownBlockSpatioTemporal"],
-    "up_block_types": ["UpBlockSpatioTemporal", *["CrossAttnUpBlockSpatioTemporal"] * 3],
-    "transformer_layers_per_block": 1,
-}
+
+
+def _fixed(levels: int) -> dict[str, Any]:
+    """What our networks have no choice in, in diffusers' words."""
+    return {
+        "down_block_types": [*["CrossAttnDownBlockSpatioTemporal"] * (levels - 1), "DownBlockSpatioTemporal"],
+        "up_block_types": ["UpBlockSpatioTemporal", *["CrossAttnUpBlockSpatioTemporal"] * (levels - 1)],
+        "transformer_layers_per_block": 1,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class SVDUNetConfig:
 
     Attributes:
         latent_channels: of a latent frame; the condition has as many.
-        widths: of the four levels, finest first; each divides into 32 groups.
+        widths: of the levels, two or more, finest first; each divides into 32 groups.
         heads: of the attention at each level; the coarsest level's are those of the middle.
         layers: of a down-block; an up-block has one more.
         text_width: of what the cross-attention reads.
@@ -43,8 +47,8 @@ class SVDUNetConfig:
     """
 
     latent_channels: int = 4
-    widths: tuple[int, int, int, int] = (320, 640, 1280, 1280)
-    heads: tuple[int, int, int, int] = (5, 10, 20, 20)
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    heads: tuple[int, ...] = (5, 10, 20, 20)
     layers: int = 2
     text_width: int = 1024
     time_width: int = 256
@@ -52,6 +56,10 @@ class SVDUNetConfig:
     def __post_init__(self) -> None:
         if min(self.latent_channels, *self.heads, self.layers, self.text_width, self.time_width) < 1:
             raise ValueError(f"all sizes must be at least 1: {self}")
+        if len(self.widths) < 2 or len(self.heads) != len(self.widths):
+            raise ValueError(
+                f"widths {self.widths} and heads {self.heads}: wanted two levels or more, and heads for each"
+            )
         odd = [width for width, heads in zip(self.widths, self.heads, strict=True) if width % 32 or width % heads]
         if odd:
             raise ValueError(f"widths {self.widths} with heads {self.heads}: each must divide by 32 and by its heads")
@@ -63,15 +71,16 @@ class SVDUNetConfig:
             ValueError: the network has no such block or layer.
         """
         block, layer = tap if isinstance(tap, tuple) else (tap, self.layers)
-        if not (0 <= block < 4 and 0 <= layer <= self.layers):
+        last = len(self.widths) - 1
+        if not (0 <= block <= last and 0 <= layer <= self.layers):
             raise ValueError(
-                f"there is no {tap} on the way up: wanted an up-block 0..3, or (block, layer) with layers "
+                f"there is no {tap} on the way up: wanted an up-block 0..{last}, or (block, layer) with layers "
                 f"0..{self.layers}"
             )
-        level = 3 - block if isinstance(tap, tuple) else max(2 - block, 0)
+        level = last - block if isinstance(tap, tuple) else max(last - 1 - block, 0)
         for _ in range(level):
             height, width = (height + 1) // 2, (width + 1) // 2
-        return self.widths[3 - block], height, width
+        return self.widths[last - block], height, width
 
 
 def small_unet(text_width: int = 128) -> SVDUNetConfig:
@@ -81,7 +90,10 @@ def small_unet(text_width: int = 128) -> SVDUNetConfig:
 
 def svd_unet(config: SVDUNetConfig) -> nn.Module:
     """Returns diffusers' network with random weights."""
+    fixed = _fixed(len(config.widths))
     unet: nn.Module = getattr(_diffusers(), _CLASS)(
+        down_block_types=tuple(fixed["down_block_types"]),
+        up_block_types=tuple(fixed["up_block_types"]),
         in_channels=2 * config.latent_channels,
         out_channels=config.latent_channels,
         block_out_channels=config.widths,
@@ -123,7 +135,8 @@ def config_of(settings: Mapping[str, Any]) -> SVDUNetConfig:
     """
     if settings.get("_class_name", _CLASS) != _CLASS:
         raise ValueError(f"the folder holds a {settings['_class_name']}; wanted a {_CLASS}")
-    other = [name for name, value in _FIXED.items() if settings.get(name, value) != value]
+    fixed = _fixed(len(settings.get("block_out_channels", ())))
+    other = [name for name, value in fixed.items() if settings.get(name, value) != value]
     missing = [name for name in (*_SETTINGS.values(), "in_channels", "out_channels") if name not in settings]
     channels = int(settings.get("out_channels", 0))
     if missing or other or settings["in_channels"] != 2 * channels:

@@ -26,8 +26,9 @@ from ideomotor.policies.own_robots import loss_groups, own_robot
 from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
+from ideomotor.systems.autoencoders import Autoencoder, AutoencoderConfig
 from ideomotor.systems.vpdd import Stage, TextEncoder, seen_frames, view_names
-from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig
+from ideomotor.tokenizers.svd_vae import SVDVAEConfig
 from ideomotor.training.optim import OptimConfig
 from ideomotor.types import Borrowed, Clip, Losses, Prefix
 
@@ -54,10 +55,10 @@ class Foresight:
     seed: int | None = 0
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0 or self.steps < 1 or not self.layers or not set(self.layers) <= {0, 1, 2, 3}:
+        if not self.sigma > 0 or self.steps < 1 or not self.layers or min(self.layers) < 0:
             raise ValueError(
                 f"foresight of sigma {self.sigma}, layers {self.layers}, steps {self.steps}; wanted sigma above 0, "
-                "up-blocks out of 0..3, and at least 1 step"
+                "up-blocks from 0 on, and at least 1 step"
             )
 
 
@@ -76,7 +77,7 @@ class VPP:
             with CLIP in the transformers layout (20 tokens for the video model, the pooled vector for the policy).
         eyes: what the policy looks with; see ``Eyes``.
         foresight: what is read of the video model.
-        vae: sizes of the autoencoder.
+        vae: sizes of the autoencoder, or of a map of patches that needs no training.
         video: sizes of the video model; its ``latent_scale`` is the autoencoder's.
         former: sizes of the Video Former.
         stem: of the control that looks with a CNN of its own.
@@ -98,7 +99,7 @@ class VPP:
     text: str = "sentence"
     eyes: Eyes = "foresight"
     foresight: Foresight = field(default_factory=Foresight)
-    vae: SVDVAEConfig = field(default_factory=SVDVAEConfig)
+    vae: AutoencoderConfig = field(default_factory=SVDVAEConfig)
     video: LatentDiffusionConfig = field(default_factory=LatentDiffusionConfig)
     former: VideoFormerConfig = field(default_factory=VideoFormerConfig)
     stem: PixelStemConfig = field(default_factory=PixelStemConfig)
@@ -216,7 +217,7 @@ class Looking(nn.Module):
 class Foreseeing:
     """Frames and sentences to the features of their future; owns nothing, computes no gradient, remembers sentences."""
 
-    def __init__(self, config: VPP, vae: SVDVAE, predictor: LatentDiffusion | None, text: TokenEncoder) -> None:
+    def __init__(self, config: VPP, vae: Autoencoder, predictor: LatentDiffusion | None, text: TokenEncoder) -> None:
         self.config, self.vae, self.predictor, self.text = config, vae, predictor, text
 
     @torch.no_grad()

@@ -15,12 +15,12 @@ from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.statistics import mean_of_clips
 from ideomotor.evaluation.world_page import Film, Told, WorldPage, world_page
 from ideomotor.files import write_text
+from ideomotor.systems.autoencoders import vae_fingerprint
 from ideomotor.systems.held_out import held_out_clips, shown
 from ideomotor.systems.imagination import FPS
 from ideomotor.systems.panels import truth_above
 from ideomotor.systems.quickstart_report import environment
 from ideomotor.systems.vpp_gate_scores import OURS, STILL, Gate, GateOptions, measure
-from ideomotor.systems.vpp_prepare import vae_fingerprint
 from ideomotor.systems.vpp_videos import VideoModel
 from ideomotor.training.checkpoint import read_json, write_json
 

@@ -12,14 +12,14 @@ from ideomotor.data.latent_encoding import LatentSpec
 from ideomotor.data.latents import LatentCache, with_cached_latents
 from ideomotor.data.mixture import Source
 from ideomotor.data.windows import split
+from ideomotor.systems.autoencoders import Autoencoder, vae_fingerprint
 from ideomotor.systems.progress import bar
 from ideomotor.systems.sources import DataFacts, DataOptions, Sources
 from ideomotor.systems.vpp import VPP
-from ideomotor.systems.vpp_prepare import VAEEncoder, vae_fingerprint
-from ideomotor.tokenizers.svd_vae import SVDVAE
+from ideomotor.systems.vpp_prepare import VAEEncoder
 
 
-def latent_sources(data: DataOptions, config: VPP, vae: SVDVAE, vae_from: Path) -> Sources:
+def latent_sources(data: DataOptions, config: VPP, vae: Autoencoder, vae_from: Path) -> Sources:
     """Encodes what is not in the cache yet (a bar), and splits by episode; every camera is a film of its own."""
     train: list[Source] = []
     validation: list[Source] = []

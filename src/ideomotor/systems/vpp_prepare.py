@@ -18,9 +18,8 @@ from ideomotor.data.formats.latent_files import stated_vae
 from ideomotor.data.latent_encoding import Encode, Fit, LatentSpec
 from ideomotor.data.latent_windows import vae_of
 from ideomotor.data.latents import LatentCache, with_cached_latents
+from ideomotor.systems.autoencoders import Autoencoder, load_vae, vae_fingerprint
 from ideomotor.systems.progress import Tell, bar
-from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig, load_diffusers
-from ideomotor.training.checkpoint import fingerprint, load_model, read_json
 from ideomotor.types import Dataset
 
 _READ = 256  # published latents looked at together
@@ -156,24 +155,6 @@ def published_dataset(path: Path, cameras: Sequence[str], vae: str) -> Dataset:
     return stated_vae(replace(dataset, episodes=kept), vae)
 
 
-def load_vae(folder: Path) -> SVDVAE:
-    """Returns the VAE in a folder, or in its sub-folder ``vae``: one saved by a run, or one of diffusers.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is another model, or damaged.
-    """
-    for place in (folder, folder / "vae"):
-        if (place / "config.json").is_file() and "class" in read_json(place / "config.json"):
-            return load_model(place, SVDVAE, SVDVAEConfig)
-    return load_diffusers(folder)
-
-
-def vae_fingerprint(vae: SVDVAE) -> str:
-    """Returns what names a VAE in caches of latents."""
-    return fingerprint(vae, vae.config)
-
-
 def _cameras(dataset: Dataset, named: str, encoded: bool) -> list[str]:
     if named:
         return named.split(",")
@@ -181,7 +162,7 @@ def _cameras(dataset: Dataset, named: str, encoded: bool) -> list[str]:
     return list(first.latents if encoded else first.frames) or list(first.latents or first.frames)
 
 
-def _encoded(dataset: Dataset, camera: str, vae: SVDVAE, options: PrepareOptions, tell: Tell) -> Prepared:
+def _encoded(dataset: Dataset, camera: str, vae: Autoencoder, options: PrepareOptions, tell: Tell) -> Prepared:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     spec = LatentSpec(
         camera=camera,

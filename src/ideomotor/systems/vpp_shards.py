@@ -9,13 +9,14 @@ from ideomotor.policies.own_robots import OwnRobotConfig
 from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
-from ideomotor.systems.shards import LIMIT, Classes, read_shards, write_shards
+from ideomotor.systems.shards import LIMIT, MANIFEST, Classes, read_shards, write_shards
 from ideomotor.systems.stages import VPP_FILE
 from ideomotor.systems.vpp import VPP, Looking
 from ideomotor.systems.vpp_stages import load_models
+from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
 from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig
-from ideomotor.training.checkpoint import write_json
-from ideomotor.training.config import config_to_json
+from ideomotor.training.checkpoint import read_json, write_json
+from ideomotor.training.config import config_from_json, config_to_json
 
 _CLASSES: Classes = {
     "vae": (SVDVAE, SVDVAEConfig),
@@ -24,6 +25,7 @@ _CLASSES: Classes = {
     "robot": (RobotActions, OwnRobotConfig),
     "policy": (EDMTransformer, EDMTransformerConfig),
 }
+_PATCHES: Classes = {**_CLASSES, "vae": (PatchPCA, PatchPCAConfig)}
 _HOW = (
     "The weights of a VPP policy, in bf16, its buffers as they were. Back to a folder that `ideomotor vpp evaluate` "
     "and load_agent read: from ideomotor.systems.vpp_shards import unpack; unpack(THIS_FOLDER, OUT)"
@@ -50,4 +52,6 @@ def unpack(packed: Path, folder: Path) -> None:
         FileNotFoundError: there is no manifest, or a shard is missing.
         ValueError: another format, or tensors that do not fit the models.
     """
-    write_json(folder / VPP_FILE, read_shards(packed, _CLASSES, folder)["vpp"])
+    config = config_from_json(VPP, read_json(packed / MANIFEST)["vpp"])
+    classes = _PATCHES if isinstance(config.vae, PatchPCAConfig) else _CLASSES
+    write_json(folder / VPP_FILE, read_shards(packed, classes, folder)["vpp"])

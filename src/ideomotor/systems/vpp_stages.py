@@ -5,13 +5,14 @@ Every OUT folder is self-contained: it holds the models of the earlier stages th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from jaxtyping import UInt8
+from torch import Tensor, nn
 
 from ideomotor.data.loader import ClipLoader
 from ideomotor.evaluation.episodes import EpisodeResult
@@ -22,6 +23,7 @@ from ideomotor.policies.own_robots import OwnRobotConfig
 from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.predictors.latent_diffusion import LatentDiffusion, VideoDenoising
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
+from ideomotor.systems.autoencoders import Autoencoder, load_vae, saved_vae, vae_fingerprint
 from ideomotor.systems.sources import (
     DataOptions,
     TrainingClips,
@@ -47,10 +49,10 @@ from ideomotor.systems.vpdd import TextEncoder
 from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking, TokenEncoder, VPPAgent, cameras_of
 from ideomotor.systems.vpp_features import feature_caches
 from ideomotor.systems.vpp_latents import latent_sources
-from ideomotor.systems.vpp_prepare import load_vae, vae_fingerprint
 from ideomotor.systems.vpp_robot import acting_window, fitted_robot, refuse_other_width
 from ideomotor.systems.vpp_trials import acting_by, name_of
-from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig, VAEReconstruction
+from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
+from ideomotor.tokenizers.svd_vae import SVDVAE, VAEReconstruction
 from ideomotor.training.checkpoint import fingerprint, load_model
 from ideomotor.training.config import config_to_json, differences
 from ideomotor.training.run import Run
@@ -62,7 +64,7 @@ class Models(NamedTuple):
     """What an OUT folder holds; the later ones are None where the stage did not come so far."""
 
     config: VPP
-    vae: SVDVAE | None
+    vae: Autoencoder | None
     predictor: LatentDiffusion | None
     looking: Looking | None
     robot: RobotActions | None
@@ -117,7 +119,7 @@ def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
 
     models = Models(
         config,
-        saved("vae", SVDVAE, SVDVAEConfig),
+        saved_vae(folder / "vae", device) if (folder / "vae").is_dir() else None,
         saved("predictor", LatentDiffusion, LatentDiffusionConfig),
         saved("looking", Looking, VPP),
         saved("robot", RobotActions, OwnRobotConfig),
@@ -136,15 +138,25 @@ def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
 
 
 def train_vae(config: VPP, clips: TrainingClips, run: Run) -> None:
-    """Clip -> latents -> the clip again; then the scale of the latents is measured."""
-    vae = SVDVAE(config.vae)
-    fit(VAEReconstruction(vae), config.vae_stage, clips, run)
+    """Clip -> latents -> the clip again; then the scale of the latents is measured. A map of patches is only fitted."""
     loader = ClipLoader(clips.sources, config.vae_stage.batch, run.seed, actions=False, prefetch=0)
-    vae.measure_scale(frames.to(run.device) for step in range(8) for frames in loader.batch(step).frames.values())
+
+    def videos(batches: int) -> Iterator[UInt8[Tensor, "b t c h w"]]:
+        return (frames.to(run.device) for step in range(batches) for frames in loader.batch(step).frames.values())
+
+    vae: Autoencoder
+    if isinstance(config.vae, PatchPCAConfig):
+        vae = PatchPCA(config.vae)
+        vae.fit(videos(config.vae_stage.steps))
+    else:
+        vae = SVDVAE(config.vae)
+        fit(VAEReconstruction(vae), config.vae_stage, clips, run)
+        with run.averaged():  # of the weights that are saved
+            vae.measure_scale(videos(8))
     run.save(vae, vae.config, "vae")
 
 
-def train_video(config: VPP, clips: TrainingClips, vae: SVDVAE, run: Run) -> None:
+def train_video(config: VPP, clips: TrainingClips, vae: Autoencoder, run: Run) -> None:
     """Clip of latents -> noised latents -> the clean ones, given the first frame and a sentence (stage 1)."""
     predictor = LatentDiffusion(replace(config.video, latent_scale=vae.scale))
     fit(VideoDenoising(predictor, token_encoder(config)), config.video_stage, clips, run)
@@ -155,7 +167,7 @@ def train_video(config: VPP, clips: TrainingClips, vae: SVDVAE, run: Run) -> Non
 def train_policy(
     config: VPP,
     clips: TrainingClips,
-    vae: SVDVAE | None,
+    vae: Autoencoder | None,
     predictor: LatentDiffusion | None,
     run: Run,
     robot: RobotActions | None = None,
@@ -263,7 +275,7 @@ def seeing(folder: Path, config: VPP) -> tuple[SVDVAE, LatentDiffusion | None]:
     return vae, models.predictor
 
 
-def fitting_vae(folder: Path, config: VPP) -> SVDVAE:
+def fitting_vae(folder: Path, config: VPP) -> Autoencoder:
     """Returns the autoencoder in a stage's folder, or in one of diffusers.
 
     Raises:

@@ -11,16 +11,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
+from ideomotor.systems.autoencoders import Autoencoder
 from ideomotor.systems.vpp import VPP, TokenEncoder
 from ideomotor.systems.vpp_stages import load_models, token_encoder
-from ideomotor.tokenizers.svd_vae import SVDVAE
 from ideomotor.training.learner import seed_of
 
 
 class VideoModel:
     """A finished stage 1, to be asked for futures; it computes on the device of its networks, in float32."""
 
-    def __init__(self, config: VPP, vae: SVDVAE, predictor: LatentDiffusion, text: TokenEncoder) -> None:
+    def __init__(self, config: VPP, vae: Autoencoder, predictor: LatentDiffusion, text: TokenEncoder) -> None:
         self.config, self.vae, self.predictor, self.text = config, vae.eval(), predictor.eval(), text
         self.device = next(predictor.parameters()).device
 

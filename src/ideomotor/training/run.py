@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -262,6 +262,14 @@ class Run:
                     return
         raise ValueError(f"the data ended after {self.step} of {steps} steps; repeat the loader")
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, all objectives hold their averaged weights, where their learners keep them: what ``save`` saves."""
+        with ExitStack() as stack:
+            for learner in self.learners.values():
+                stack.enter_context(learner.averaged())
+            yield
+
     def save(
         self, model: nn.Module, config: Any, name: str, *, meta: Mapping[str, Any] | None = None, averaged: bool = True
     ) -> Path:
@@ -276,9 +284,7 @@ class Run:
         folder = self.dir / name
         if folder.exists() and not (folder / "config.json").is_file():
             raise ValueError(f"{folder} is there and holds no saved model: give the model another name than {name!r}")
-        with ExitStack() as stack:
-            for learner in self.learners.values() if averaged else ():
-                stack.enter_context(learner.averaged())
+        with self.averaged() if averaged else nullcontext():
             if self.processes.is_main:
                 about = {"run": {"seed": self.seed, "steps": self.step}, **(meta or {})}
                 save_model(folder, model, config, about)
