@@ -1,6 +1,7 @@
 """The latent video predictor: what is read of it, what it learns, and how its weights come and go."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -153,8 +154,10 @@ def test_training_and_use_tell_the_same_unless_it_is_asked_for(generator):
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_overfits_one_batch(predictor, generator):
-    objective = VideoDenoising(predictor.train(), WORDS)
+@pytest.mark.parametrize("foretells", ["v", "change"])
+def test_it_overfits_one_batch(generator, foretells):
+    torch.manual_seed(0)
+    objective = VideoDenoising(LatentDiffusion(replace(CONFIG, foretells=foretells, weight_max=5.0)), WORDS)
     batch = clip(generator)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
 
@@ -169,6 +172,54 @@ def test_it_overfits_one_batch(predictor, generator):
         loss().backward()
         optimizer.step()
     assert loss() < 0.1 * before
+
+
+def of_change(**more):
+    torch.manual_seed(0)
+    return LatentDiffusion(replace(CONFIG, foretells="change", weight_max=5.0, **more)).eval()
+
+
+def test_a_network_that_foretells_no_change_leaves_the_first_frame(generator):
+    still = of_change()
+    torch.nn.init.zeros_(still.unet.conv_out.weight)
+    torch.nn.init.zeros_(still.unet.conv_out.bias)
+    first, text = inputs(generator)
+    film = still.sample(first[:, 0], text, steps=3, guidance=1.0, generator=generator)
+    torch.testing.assert_close(film, first.expand(-1, 3, -1, -1, -1), atol=1e-4, rtol=1e-4)
+    latents = first.expand(-1, 3, -1, -1, -1).clone()
+    latents[:, 1:] += 1
+    draws = still.noising(latents, generator)._replace(sigma=torch.tensor([0.01, 100.0]))
+    losses = still.film_losses(latents, first[:, 0], text, draws)
+    wanted = 2 / 3 * CONFIG.latent_scale**2  # what it missed, and at low noise five times that, not 10,001 times
+    torch.testing.assert_close(losses, torch.tensor([5 * wanted, 1.0001 * wanted]), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("widths", [(32, 64), (32, 32, 64)])
+def test_networks_of_fewer_levels(generator, widths):
+    unet = replace(UNET, widths=widths, heads=(1,) * len(widths))
+    predictor = LatentDiffusion(replace(CONFIG, unet=unet)).eval()
+    assert config_of(predictor.unet.config) == unet
+    first, text = torch.randn(2, 1, 4, 10, 10, generator=generator), WORDS(["open the drawer", "push"])
+    for tap in [*range(len(widths)), (0, 0), (len(widths) - 1, 1)]:
+        seen = predictor.features(first, text, layers=(tap,), generator=generator)
+        channels, rows, columns = unet.shape(tap, 10, 10)
+        assert seen.shape == (2, 3, rows * columns, channels)
+    with pytest.raises(ValueError, match=f"up-block 0..{len(widths) - 1}"):
+        unet.shape(len(widths), 10, 10)
+
+
+@pytest.mark.parametrize("more", [{"widths": (32,), "heads": (1,)}, {"heads": (1, 1)}])
+def test_levels_without_heads_are_refused(more):
+    with pytest.raises(ValueError, match="two levels or more, and heads for each"):
+        replace(UNET, **more)
+
+
+def test_small_maps_attend_by_plain_products_and_see_the_same(predictor, generator, monkeypatch):
+    first, text = torch.randn(2, 1, 4, 8, 8, generator=generator), WORDS(["open the drawer", "push"])
+    noise = torch.randn(1, 1, 3, 4, 8, 8, generator=generator)
+    ours = predictor.features(first, text, noise=noise)
+    monkeypatch.setattr("ideomotor.predictors.latent_diffusion.attending", lambda x: nullcontext())
+    torch.testing.assert_close(predictor.features(first, text, noise=noise), ours, atol=1e-5, rtol=1e-4)
 
 
 def test_cameras_are_films_of_their_own(predictor, generator):

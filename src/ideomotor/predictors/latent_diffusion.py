@@ -5,6 +5,7 @@ What is read of it is a whole film (``sample``) or, in one pass, what the networ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from ideomotor.diffusion.edm import denoised, karras, log_normal, scaling
 from ideomotor.diffusion.sigma_samplers import Denoise, euler
 from ideomotor.layers.text_tokens import TextTokens
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig, TimeIds
-from ideomotor.predictors.svd_unet import Tap, joined, read_unet, svd_unet, way_up
+from ideomotor.predictors.svd_unet import Tap, attending, joined, read_unet, svd_unet, way_up
 from ideomotor.types import Clip, Losses
 
 
@@ -85,8 +86,13 @@ class LatentDiffusion(nn.Module):
 
         def network(scaled: Tensor, c_noise: Tensor) -> Tensor:
             x, text_ = self._inputs(scaled, first, text)
-            return -self.unet(x, c_noise, text_, time_ids, return_dict=False)[0].float()  # it foretells v, which is -F
+            with attending(x):  # what foretells v is -F
+                return -self.unet(x, c_noise, text_, time_ids, return_dict=False)[0].float()
 
+        if self.config.foretells == "change":
+            factors = scaling(sigma, 1.0)
+            still = first[:, None].float() * self.config.latent_scale
+            return still + network(factors.over(noised).c_in * noised, factors.c_noise)
         return denoised(network, noised, sigma, 1.0)
 
     def noising(self, latents: Float[Tensor, "b t z h w"], generator: torch.Generator | None = None) -> Noising:
@@ -141,7 +147,8 @@ class LatentDiffusion(nn.Module):
         told = self.text(text) * draws.told[:, None, None]
         noised = x0 + draws.sigma[:, None, None, None, None] * draws.noise
         error = (self.denoise(noised, draws.sigma, first, told, ids) - x0).square().mean((1, 2, 3, 4))  # b
-        return scaling(draws.sigma, 1.0).weight * error
+        weight = scaling(draws.sigma, 1.0).weight
+        return weight.clamp(max=math.inf if self.config.weight_max is None else self.config.weight_max) * error
 
     @torch.no_grad()
     def sample(
@@ -237,7 +244,8 @@ class LatentDiffusion(nn.Module):
         now = sigmas[-1].to(x.device).expand(len(x))
         factors = scaling(now, 1.0)
         scaled, told = self._inputs(factors.over(x).c_in * x, flat, told)
-        found = joined(way_up(self.unet, scaled, factors.c_noise, told, ids, layers))
+        with attending(scaled):
+            found = joined(way_up(self.unet, scaled, factors.c_noise, told, ids, layers))
         return rearrange(found, "(b view) t d h w -> b t (view h w) d", view=views)
 
     def feature_shape(self, height: int, width: int, layers: Sequence[Tap] = (0, 1), views: int = 1) -> tuple[int, int]:

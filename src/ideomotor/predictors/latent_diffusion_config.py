@@ -1,6 +1,7 @@
 """Sizes and settings of the latent video predictor, one object for its training and its use."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ideomotor.layers.text_tokens import TextTokensConfig
 from ideomotor.predictors.svd_unet import SVDUNetConfig, small_unet
@@ -37,6 +38,11 @@ class LatentDiffusionConfig:
         ids: time ids.
         sampling_ids: others for ``sample``; None for the same, which is right. Kept for published models.
         feature_ids: others for ``features``.
+        foretells: "v" is published: the network foretells v, most of which at low noise is the noise itself. With
+            "change" it foretells, at every level, how each frame differs from the first one: a network of little
+            training then leaves what stands still as it is, where with "v" it leaves noise there.
+        weight_max: most that a film's error counts in training; by EDM's weight low noise counts without bound, which
+            goes with "v" and not with "change". None for no limit.
         blank_negative: guidance pushes away from a film without first frame too, not only without sentence; needs
             ``image_dropout``, which the published code lacks where it does this.
     """
@@ -55,11 +61,18 @@ class LatentDiffusionConfig:
     ids: TimeIds = field(default_factory=TimeIds)
     sampling_ids: TimeIds | None = None
     feature_ids: TimeIds | None = None
+    foretells: Literal["v", "change"] = "v"
+    weight_max: float | None = None
     blank_negative: bool = False
 
     def __post_init__(self) -> None:
         if self.text.out != self.unet.text_width:
             raise ValueError(f"text.out is {self.text.out}; the network attends to width {self.unet.text_width}")
+        if self.foretells not in ("v", "change") or (self.weight_max is not None and not self.weight_max >= 1):
+            raise ValueError(
+                f"foretells {self.foretells!r} and weight_max {self.weight_max}; wanted 'v' or 'change', and None or 1 "
+                "and more, which is what the highest noise weighs"
+            )
         dropouts = (self.text_dropout, self.image_dropout)
         if self.frames < 1 or min(self.latent_scale, self.sigma_std) <= 0 or not all(0 <= p < 1 for p in dropouts):
             raise ValueError(f"frames must be at least 1, scales above 0, dropouts in [0, 1): {self}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Int, UInt8
@@ -47,6 +47,20 @@ def imagine_held_out(models: Models, sources: Sequence[Source], out: Path, clips
     vectors = text_encoder(config)(texts)
     parts = zip(frames[:, :context].split(32), vectors.split(32), domain.split(32), strict=True)
     imagined = torch.cat([imagine(config, tokenizer, predictor, seen, said, domain=of) for seen, said, of in parts])
+    write_imagination(out, frames, imagined, texts, names, shown, {"steps": config.imagine_steps})
+
+
+def write_imagination(
+    out: Path,
+    frames: UInt8[Tensor, "b t c h w"],
+    imagined: UInt8[Tensor, "b u c h w"],
+    texts: Sequence[str],
+    names: Sequence[str],
+    shown: int,
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes imagination.json, with ``facts``, and videos of ``shown`` clips, whose last frames were ``imagined``."""
+    context = frames.shape[1] - imagined.shape[1]
     truth, last = frames[:, context:], frames[:, context - 1 : context]
     ours = [moving_error(truth[i : i + 1], imagined[i : i + 1], last[i : i + 1]) for i in range(len(frames))]
     still = repeat_last(frames[:, :context], truth.shape[1])
@@ -75,7 +89,7 @@ def imagine_held_out(models: Models, sources: Sequence[Source], out: Path, clips
             "moving_psnr": _pooled(ours).psnr,
             "repeat_last_moving_psnr": _pooled(theirs).psnr,
             "num_clips": len(frames),
-            "steps": config.imagine_steps,
+            **facts,
             "clips": rows,
         },
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +30,6 @@ from ideomotor.systems.vpdd import Stage
 from ideomotor.systems.world import World
 from ideomotor.training.checkpoint import read_json, write_json
 from ideomotor.training.config import config_from_json, config_to_json
-from ideomotor.training.run import Run
 
 console = Console(soft_wrap=True)
 FULL_BUDGET = 30.0  # minutes that the preset's steps are planned for on two idle cores; not yet timed as a whole
@@ -75,12 +73,12 @@ def quickstart(config: WorldQuickstart, out: Path, workers: int = 2) -> Path:
     for task in config.tasks:
         world_config("metaworld", {"cameras": ("corner",)}, task)
     quickstarts.claim(out, config_to_json(config))
-    with said(out, "experience", config.seed) as run:
+    with quickstarts.said(out, "experience", STAGES, config.seed) as run:
         if not run.finished:
             collect_experience(out / "data", config.tasks, config.episodes, config.seed, workers)
     data = options(config, out)
     with quickstarts.threads(2):
-        console.print(numbered("tokenizer"), markup=False)
+        console.print(quickstarts.numbered("tokenizer", STAGES), markup=False)
         run_tokenizer(data, model, out / "tokenizer", config.seed, fresh=False)
     with (
         quickstarts.threads(1),
@@ -89,11 +87,13 @@ def quickstart(config: WorldQuickstart, out: Path, workers: int = 2) -> Path:
         ) as check,
     ):
         console.print(
-            f"{numbered('world')}, and beside it {numbered('deaf')}; its log is {out / 'deaf.log'}", markup=False
+            f"{quickstarts.numbered('world', STAGES)}, and beside it {quickstarts.numbered('deaf', STAGES)}; its log "
+            f"is {out / 'deaf.log'}",
+            markup=False,
         )
         run_world(data, model, out / "tokenizer", None, 0, out / "world", config.seed, fresh=False)
         check()
-    with said(out, "scores", config.seed) as run, quickstarts.threads(2):
+    with quickstarts.said(out, "scores", STAGES, config.seed) as run, quickstarts.threads(2):
         if not run.finished:
             write_scores(config, model, out, run.dir)
     return report_of(config, out)
@@ -206,23 +206,6 @@ def model_of(config: WorldQuickstart) -> IVideoGPT:
         tokenizer_stage=scaled(model.tokenizer_stage),
         world_stage=scaled(model.world_stage),
     )
-
-
-@contextmanager
-def said(out: Path, name: str, seed: int) -> Iterator[Run]:
-    """Opens a stage that trains nothing, and says that it begins and what it took."""
-    run = Run(out / name, seed=seed)
-    skipped = run.finished
-    console.print(numbered(name) + (": done already" if skipped else ""), markup=False)
-    with run:
-        yield run
-    if not skipped:
-        console.print(f"{numbered(name)}: {run.seconds:.0f} s", markup=False)
-
-
-def numbered(name: str) -> str:
-    """Returns the stage's name as it is said."""
-    return f"[{STAGES.index(name) + 1}/{len(STAGES)}] {name}"
 
 
 if __name__ == "__main__":  # the process of ``beside``

@@ -83,10 +83,10 @@ def report_of(out: Path) -> Path:
         protocol=_protocol(config, rows, out),
         arms={arm: report.summarize(results, config.tasks) for arm, results in filled.items()},
         comparison=report.compare(by_arm["pretrained"], by_arm["control"]),
-        imagination=_imagination(out / "imagine"),
+        imagination=imagination_of(out / "imagine"),
         dial=_dial(out, config.tasks),
-        rollouts=_films(out / "films", filled),
-        curves=_curves(out),
+        rollouts=films_of(out / "films", filled),
+        curves=curves_of(out, ("tokenizer", "pretrain", "finetune", "control")),
         stages=stages_of(out),
         settings=settings,
         environment=environment(),
@@ -132,10 +132,10 @@ def _protocol(config: QuickstartConfig, rows: Sequence[EpisodeResult], out: Path
     return protocol
 
 
-def stages_of(out: Path) -> list[report.Stage]:
+def stages_of(out: Path, names: Sequence[str] = STAGES) -> list[report.Stage]:
     """Returns what each finished stage cost."""
     rows = []
-    for name in STAGES:
+    for name in names:
         done = out / name / "done.json"
         if done.is_file():
             with readable(done):
@@ -153,9 +153,10 @@ def stages_of(out: Path) -> list[report.Stage]:
     return rows
 
 
-def _curves(out: Path) -> list[report.Curve]:
+def curves_of(out: Path, names: Sequence[str]) -> list[report.Curve]:
+    """Returns what the stages of these names logged while they trained."""
     curves = []
-    for name in ("tokenizer", "pretrain", "finetune", "control"):
+    for name in names:
         log = out / name / "metrics.jsonl"
         if not log.is_file():
             continue
@@ -169,7 +170,8 @@ def _curves(out: Path) -> list[report.Curve]:
     return curves
 
 
-def _films(folder: Path, arms: Mapping[str, Sequence[EpisodeResult]]) -> list[report.RolloutVideo]:
+def films_of(folder: Path, arms: Mapping[str, Sequence[EpisodeResult]]) -> list[report.RolloutVideo]:
+    """Returns the filmed episodes of each arm."""
     shown = []
     for arm, results in arms.items():
         for result in results:
@@ -195,7 +197,8 @@ def _dial(out: Path, tasks: Sequence[str]) -> list[DialPoint]:
     return [dial_point(name, tried[name]) for name in MEANINGS if tried.get(name)]
 
 
-def _imagination(folder: Path) -> report.Imagination | None:
+def imagination_of(folder: Path) -> report.Imagination | None:
+    """Returns what ``imagination.write_imagination`` left; None where it has not come so far."""
     summary = folder / "imagination.json"
     if not summary.is_file():
         return None

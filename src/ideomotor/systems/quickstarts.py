@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from ideomotor.training.checkpoint import read_json, write_json
 from ideomotor.training.config import differences
+from ideomotor.training.run import Run
+
+console = Console(soft_wrap=True)
 
 
 def command_line(verb: str, out: Path, config: Any, plain: Any) -> str:
@@ -88,6 +92,23 @@ def beside(module: str, arguments: Sequence[str], log: Path, what: str) -> Itera
     finally:
         process.kill()
         process.wait()
+
+
+def numbered(name: str, stages: Sequence[str]) -> str:
+    """Returns the stage's name as it is said."""
+    return f"[{stages.index(name) + 1}/{len(stages)}] {name}"
+
+
+@contextmanager
+def said(out: Path, name: str, stages: Sequence[str], seed: int) -> Iterator[Run]:
+    """Opens a stage that keeps no state, and says that it begins and what it took."""
+    run = Run(out / name, seed=seed)
+    skipped = run.finished
+    console.print(numbered(name, stages) + (": done already" if skipped else ""), markup=False)
+    with run:
+        yield run
+    if not skipped:
+        console.print(f"{numbered(name, stages)}: {run.seconds:.0f} s", markup=False)
 
 
 def main(work: Callable[..., None]) -> None:

@@ -14,22 +14,22 @@ from ideomotor.predictors import latent_diffusion_config as video
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
 from ideomotor.predictors.svd_unet import SVDUNetConfig
 from ideomotor.systems.vpdd import Stage
-from ideomotor.systems.vpp import VPP, Eyes
+from ideomotor.systems.vpp import VPP, Eyes, Foresight
+from ideomotor.tokenizers.patch_pca import PatchPCAConfig
 from ideomotor.tokenizers.svd_vae import SVDVAEConfig
 from ideomotor.training.optim import OptimConfig
 
 
 def cpu() -> VPP:
-    """Returns the form that two cores train from nothing: 64 px, 8 frames of 16 x 16 latents, a former of 8 queries."""
+    """Returns the form that two cores train from nothing: 64 px, 8 frames of 8 x 8 patches, a former of 4 queries."""
+    unet = SVDUNetConfig(
+        latent_channels=24, widths=(64, 96, 128), heads=(2, 3, 4), layers=1, text_width=128, time_width=32
+    )
     return VPP(
-        vae=SVDVAEConfig(widths=(32, 32, 64), blocks=1, channels=8, scale=None, together=8),
-        video=replace(
-            video.small(), unet=SVDUNetConfig(
-                latent_channels=8, widths=(64, 96, 128, 128), heads=(2, 3, 4, 4), layers=1, text_width=128,
-                time_width=32,
-            ),
-        ),
-        former=VideoFormerConfig(feature_width=256, width=192, frames=8, queries=4, layers=2, heads=4, head_width=48),
+        vae=PatchPCAConfig(patch=8, channels=24, whiten=0.5),
+        video=replace(video.small(), unet=unet, sigma_max=80.0, foretells="change", weight_max=5.0),
+        foresight=Foresight(sigma=28.0),
+        former=VideoFormerConfig(feature_width=224, width=192, frames=8, queries=4, layers=2, heads=4, head_width=48),
         policy=EDMTransformerConfig(
             action_width=4, chunk=8, feature_width=192, goal_width=384,
             trunk=EncoderDecoderConfig(
@@ -38,9 +38,9 @@ def cpu() -> VPP:
             sampling=Sampling(steps=8, sigma_min=0.02),
         ),
         cache_features=True,
-        vae_stage=Stage(steps=500, batch=4, every=4, optim=OptimConfig(lr=2e-3, warmup=50, bf16=True)),
+        vae_stage=Stage(steps=32, batch=16, every=4),
         video_stage=Stage(
-            steps=900, batch=12, every=2, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.01, ema=0.995, bf16=True)
+            steps=800, batch=16, every=2, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.01, ema=0.995, bf16=True)
         ),
         policy_stage=Stage(
             steps=2000, batch=32, optim=OptimConfig(lr=1e-3, warmup=100, weight_decay=0.05, ema=0.995, bf16=True)

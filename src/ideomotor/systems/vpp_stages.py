@@ -251,7 +251,7 @@ def run_policy(data: DataOptions, config: VPP, video_from: Path | None, out: Pat
             train_policy(config, clips, vae, predictor, run, robot)
 
 
-def seeing(folder: Path, config: VPP) -> tuple[SVDVAE, LatentDiffusion | None]:
+def seeing(folder: Path, config: VPP) -> tuple[Autoencoder, LatentDiffusion | None]:
     """Returns what the policy's eyes need of an earlier stage.
 
     Raises:
