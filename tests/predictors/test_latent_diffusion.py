@@ -198,7 +198,7 @@ def test_a_network_that_foretells_no_change_leaves_the_first_frame(generator):
 def test_networks_of_fewer_levels(generator, widths):
     unet = replace(UNET, widths=widths, heads=(1,) * len(widths))
     predictor = LatentDiffusion(replace(CONFIG, unet=unet)).eval()
-    assert config_of(predictor.unet.config) == unet
+    assert config_of(json.loads(predictor.unet.to_json_string())) == unet
     first, text = torch.randn(2, 1, 4, 10, 10, generator=generator), WORDS(["open the drawer", "push"])
     for tap in [*range(len(widths)), (0, 0), (len(widths) - 1, 1)]:
         seen = predictor.features(first, text, layers=(tap,), generator=generator)
@@ -214,7 +214,9 @@ def test_levels_without_heads_are_refused(more):
         replace(UNET, **more)
 
 
-def test_small_maps_attend_by_plain_products_and_see_the_same(predictor, generator, monkeypatch):
+def test_small_maps_attend_by_plain_products_and_see_the_same(generator, monkeypatch):
+    """On two levels: norms over single places, four levels down, enlarge the last digits."""
+    predictor = LatentDiffusion(replace(CONFIG, unet=replace(UNET, widths=(64, 64), heads=(2, 2)))).eval()
     first, text = torch.randn(2, 1, 4, 8, 8, generator=generator), WORDS(["open the drawer", "push"])
     noise = torch.randn(1, 1, 3, 4, 8, 8, generator=generator)
     ours = predictor.features(first, text, noise=noise)

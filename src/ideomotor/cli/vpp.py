@@ -1,4 +1,4 @@
-"""The stages of VPP as commands: prepare, vae, video, policy, evaluate; with gate and predict between them."""
+"""The stages of VPP as commands: prepare, vae, video, policy, evaluate; gate and predict between them; quickstart."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class VPPPrepare(PrepareOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class VPPAutoencoder(StageOptions, DataOptions):
-    """Trains a small autoencoder of our own. With that of SVD there is no need to: give its folder as --vae-from."""
+    """Trains a small autoencoder of our own, or fits a map of patches (preset cpu). With that of SVD there is no need
+    to: give its folder as --vae-from.
+    """
 
     config: Config = field(default_factory=PRESETS[DEFAULT])
 
