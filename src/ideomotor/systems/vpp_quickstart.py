@@ -92,7 +92,9 @@ def control_arm(out: Path, workers: int) -> None:
 
 def look_at_video(config: VPPQuickstart, model: VPP, stage: Path, out: Path) -> None:
     """Puts stage 1 through its gate, and sets one sampled future beside the truth of the same held-out clips."""
-    options = GateOptions(clips=config.clips, samples=config.samples, steps=config.sampling_steps, seed=config.seed)
+    options = GateOptions(
+        clips=config.clips, noises=1, samples=config.samples, steps=config.sampling_steps, seed=config.seed
+    )
     gate(stage, (), out, options)
     foretelling = VideoModel.load(stage)
     window = SegmentWindow(frames=model.window.frames, context=1, stride=model.window.stride)
