@@ -28,8 +28,8 @@ def cpu() -> VPP:
     return VPP(
         vae=PatchPCAConfig(patch=8, channels=24, whiten=0.5),
         video=replace(video.small(), unet=unet, sigma_max=80.0, foretells="change", weight_max=5.0),
-        foresight=Foresight(sigma=28.0),
-        former=VideoFormerConfig(feature_width=224, width=192, frames=8, queries=4, layers=2, heads=4, head_width=48),
+        foresight=Foresight(sigma=28.0, layers=(1, 2)),
+        former=VideoFormerConfig(feature_width=160, width=192, frames=8, queries=4, layers=2, heads=4, head_width=48),
         policy=EDMTransformerConfig(
             action_width=4, chunk=8, feature_width=192, goal_width=384,
             trunk=EncoderDecoderConfig(
@@ -40,7 +40,7 @@ def cpu() -> VPP:
         cache_features=True,
         vae_stage=Stage(steps=32, batch=16, every=4),
         video_stage=Stage(
-            steps=800, batch=16, every=2, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.01, ema=0.995, bf16=True)
+            steps=1000, batch=16, every=2, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.01, ema=0.995, bf16=True)
         ),
         policy_stage=Stage(
             steps=2000, batch=32, optim=OptimConfig(lr=1e-3, warmup=100, weight_decay=0.05, ema=0.995, bf16=True)
