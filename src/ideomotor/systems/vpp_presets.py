@@ -40,7 +40,8 @@ def cpu() -> VPP:
         cache_features=True,
         vae_stage=Stage(steps=32, batch=16, every=4),
         video_stage=Stage(
-            steps=1000, batch=16, every=2, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.01, ema=0.995, bf16=True)
+            steps=1000, batch=16, every=2,
+            optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.01, ema=0.995, bf16=True),
         ),
         policy_stage=Stage(
             steps=2000, batch=32, optim=OptimConfig(lr=1e-3, warmup=100, weight_decay=0.05, ema=0.995, bf16=True)
