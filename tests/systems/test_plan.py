@@ -11,6 +11,7 @@ pytest.importorskip("gymnasium")
 import gymnasium as gym
 
 from ideomotor.systems.plan import Planning, act_by_planning
+from ideomotor.training.folder import lock
 from ideomotor.types import Imagined
 
 
@@ -94,6 +95,8 @@ def test_the_command_leaves_a_row_and_a_video_an_episode(tmp_path: Path, capsys:
     before = (tmp_path / "out/plan.jsonl").read_text()
     assert before.count("\n") == 1 and (tmp_path / "out/plan-30.mp4").stat().st_size > 500
     assert ideomotor(*words) == 0 and (tmp_path / "out/plan.jsonl").read_text() == before, "it is not run again"
+    with lock(tmp_path / "out"):
+        assert ideomotor(*words) == 2 and "choose another --out" in capsys.readouterr().err
     goal = next((tmp_path / "world/replay").glob("*.npz"))
     others = (*words, "--goal", goal, "--planner", "mppi", "--seed", 1)
     assert ideomotor(*others) == 2, "rows of other settings are not mixed"

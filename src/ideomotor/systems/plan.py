@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,6 +29,7 @@ from ideomotor.systems.quickstarts import claim
 from ideomotor.systems.world import World
 from ideomotor.training.checkpoint import fingerprint
 from ideomotor.training.config import config_to_json
+from ideomotor.training.folder import lock
 from ideomotor.training.learner import seed_of
 from ideomotor.types import WorldModel
 
@@ -180,7 +182,8 @@ def run_plan(
         told: called with the row of each episode.
 
     Raises:
-        ValueError: ``out`` holds episodes of other settings, or world, task and goal do not fit together.
+        ValueError: ``out`` holds episodes of other settings, another process writes there, or world, task and goal do
+            not fit together.
     """
     from ideomotor.envs.world import GOALS
 
@@ -193,11 +196,13 @@ def run_plan(
         world=fingerprint(inside.predictor, inside.predictor.config),
         goal="" if goal is None else hashlib.sha256(goal.read_bytes()).hexdigest(),
     )  # fmt: skip
-    if (out / "plan.json").exists():
-        claim(out, config_to_json(settings), "plan")
-    rows = {row.goal: row for row in read_log(out / "plan.jsonl")}
-    world = pixel_world(task, "test", max(3, inside.context))
-    try:
+    with ExitStack() as held:
+        world = held.enter_context(closing(pixel_world(task, "test", max(3, inside.context))))
+        out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(lock(out))  # two at once would each add their rows
+        if (out / "plan.json").exists():
+            claim(out, config_to_json(settings), "plan")
+        rows = {row.goal: row for row in read_log(out / "plan.jsonl")}
         for start in GOALS["test"][:episodes]:
             if start not in rows:
                 began, cpu = time.perf_counter(), time.process_time()
@@ -213,8 +218,6 @@ def run_plan(
                 append(out / "plan.jsonl", row)
                 rows[start] = row
             told(rows[start])
-    finally:
-        world.close()
 
 
 def beside(acted: Acted) -> UInt8[torch.Tensor, "t c h w"]:
