@@ -253,6 +253,16 @@ def test_a_world_steps_forks_and_slides(home: Path) -> None:
     assert torch.equal(short[:, 2:], world.imagine(short[:, :2], 2, actions[:, 2:4]).frames)
 
 
+def test_a_full_state_is_forked_and_slides_too(home: Path) -> None:
+    world = World.load(home / "world", sampling=GREEDY, horizon=1)
+    seen, actions = frames(2, 2), torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(1))
+    whole = world.imagine(seen, 2, actions).frames
+    full = world.step(world.reset(seen), actions[:, 0]).state
+    many = world.step(world.fork(full, 2), actions[:, 1].repeat_interleave(2, 0)).frames
+    assert torch.equal(many, whole[:, 1].repeat_interleave(2, 0))
+    assert torch.equal(world.step(world.select(full, [1]), actions[1:, 1]).frames, whole[1:, 1])
+
+
 def test_an_agent_may_learn_from_what_is_imagined(home: Path) -> None:
     imagined = World.load(home / "world").imagine(frames(1, 2), 1, torch.zeros(1, 1, 2))
     weight = torch.ones((), requires_grad=True)
@@ -288,6 +298,8 @@ def test_a_world_refuses_what_it_cannot_act_on(home: Path, tmp_path: Path) -> No
         world.imagine(frames(1, 2), 0, torch.zeros(1, 0, 2))
     with pytest.raises(ValueError, match="not finite"):
         world.step(world.reset(frames(1, 2)), torch.full((1, 2), torch.nan))
+    with pytest.raises(ValueError, match="0 copies"):
+        world.fork(world.reset(frames(1, 2)), 0)
     with pytest.raises(ValueError, match="begins with 2"):
         world.reset(frames(1, 2)[:0])
     with pytest.raises(ValueError, match="holds no world"):

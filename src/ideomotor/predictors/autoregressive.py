@@ -253,7 +253,8 @@ class AutoregressivePredictor(nn.Module):
             generator: of the draws.
             sampling: of the draws; ``Sampling(temperature=0)`` takes the likeliest.
         """
-        self._check_state(state)
+        _check_unused(state)
+        self._check_room(state)
         config, cache = self.config, state.cache
         batch = cache.key.shape[1]
         slot = torch.full((batch, 1), config.frame_slot, device=cache.key.device)
@@ -272,12 +273,14 @@ class AutoregressivePredictor(nn.Module):
 
     def fork(self, state: State, times: int) -> State:
         """Returns a copy with each rollout ``times`` times in a row; the state itself stays good."""
+        if times < 1:
+            raise ValueError(f"{times} copies of each rollout were asked for; wanted 1 or more")
         batch = state.cache.key.shape[1]
         return self.select(state, [row for row in range(batch) for _ in range(times)])
 
     def select(self, state: State, rows: Sequence[int]) -> State:
         """Returns a copy of those rollouts, in that order; the state itself stays good."""
-        self._check_state(state)
+        _check_unused(state)
         index = torch.tensor(list(rows), dtype=torch.long, device=state.cache.key.device)
         return State(state.cache.select(index), state.length)
 
@@ -316,18 +319,22 @@ class AutoregressivePredictor(nn.Module):
         limit = self.config.action_limit
         return actions if limit is None else actions.clamp(-limit, limit)
 
-    def _check_state(self, state: State) -> None:
-        cache, every = state.cache, self.config.dynamics_tokens + 1
-        if state.length != cache.filled:
-            raise ValueError(
-                f"this state ends at position {state.length} and was stepped on to {cache.filled}: fork it before the "
-                "first step, to go on from it again"
-            )
+    def _check_room(self, state: State) -> None:
         if self.full(state):
+            every = self.config.dynamics_tokens + 1
             raise ValueError(
-                f"the state is full: {(cache.capacity - self.config.prompt) // every} frames were foretold. Observe "
-                f"with a longer horizon (at most {self.config.longest}), or observe the newest frames as a new context"
+                f"the state is full: {(state.cache.capacity - self.config.prompt) // every} frames were foretold. "
+                f"Observe with a longer horizon (at most {self.config.longest}), or observe the newest frames as a new "
+                "context"
             )
+
+
+def _check_unused(state: State) -> None:
+    if state.length != state.cache.filled:
+        raise ValueError(
+            f"this state ends at position {state.length} and was stepped on to {state.cache.filled}: fork it before "
+            "the first step, to go on from it again"
+        )
 
 
 def _check(tokens: Int[Tensor, "b f n"], what: str, wanted: tuple[int, int], codes: int) -> None:
