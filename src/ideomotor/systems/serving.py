@@ -151,8 +151,9 @@ def vpp_backend(agent: VPPAgent, how: Serving, recorded_as: str | None = None) -
     def check(state: State | None, prefix: Actions | None) -> None:
         assert robot is not None
         here = None if state is None else torch.from_numpy(state)[None]
-        if here is not None:
+        if here is not None:  # whatever the policy will do with it is tried here, where it is the client's fault
             robot.sided(here)
+            robot.decode(torch.zeros(1, 1, robot.config.action_width), here)
         if prefix is not None:
             robot.encode(torch.from_numpy(prefix)[None], here)
 
