@@ -36,7 +36,7 @@ from ideomotor.serving.limits import Limits
 from ideomotor.serving.policy_backend import PolicyBackend, Served
 from ideomotor.serving.server import Server, ServerConfig, running
 from ideomotor.systems import dream
-from ideomotor.systems.serving import Serving, open_backend, pixel_backend, vpdd_backend, vpp_backend
+from ideomotor.systems.serving import Serving, keep_memory, open_backend, pixel_backend, vpdd_backend, vpp_backend
 from ideomotor.systems.vpdd import fast, tiny
 from ideomotor.systems.vpp import VPP, Foreseeing, Looking, VPPAgent
 from ideomotor.systems.vpp_presets import cpu
@@ -149,7 +149,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, action="append", default=[], help="a trained folder, measured beside them")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     args = parser.parse_args()
-    torch.set_num_threads(1)  # as `ideomotor serve` does
+    torch.set_num_threads(1)  # this and the next as `ideomotor serve` does
+    keep_memory()
     rows = []
     for name, make in policies(args.tiny, args.run).items():
         rows += measured(name, make(), 0.5 if args.tiny else args.seconds)

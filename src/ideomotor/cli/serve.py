@@ -66,7 +66,7 @@ class Serve:
         """Does it."""
         from ideomotor.serving.server import ServerConfig, serve
         from ideomotor.systems.quickstarts import threads
-        from ideomotor.systems.serving import Serving, open_backend
+        from ideomotor.systems.serving import Serving, keep_memory, open_backend
 
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; wanted at least 1")
@@ -83,6 +83,7 @@ class Serve:
             rate_hz=self.rate_hz,
             seed=self.seed,
         )
+        keep_memory()
         with threads(self.threads):
             backend = open_backend(self.folder, how)
             for line in _about(self.folder, backend.metadata["ideomotor"]):

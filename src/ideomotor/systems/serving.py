@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from ideomotor.training.checkpoint import load_model
 from ideomotor.types import Clip, Prefix
 
 Part = Literal["policy", "world"]
+_MALLOPT = {-8: 1, -3: 2**25, -1: 2**28}  # glibc's M_ARENA_MAX, M_MMAP_THRESHOLD (its greatest), M_TRIM_THRESHOLD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,17 @@ class Serving:
             raise ValueError(
                 f"max_batch is {self.max_batch}, rate_hz {self.rate_hz}; wanted at least 1, and a rate above 0 or none"
             )
+
+
+def keep_memory() -> None:
+    """Lets glibc keep the memory of one forward pass for the next, up to 256 MB; without glibc it does nothing.
+
+    Else every batch of pictures is written into pages that the kernel has just cleared, a seventh of a batch's time.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in _MALLOPT.items():
+            libc.mallopt(option, value)
 
 
 def open_backend(folder: Path, how: Serving | None = None) -> Backend:
