@@ -42,7 +42,8 @@ from ideomotor.systems.vpp import VPP, Foreseeing, Looking, VPPAgent
 from ideomotor.systems.vpp_presets import cpu
 from ideomotor.systems.vpp_presets import tiny as tiny_vpp
 from ideomotor.systems.vpp_stages import goal_encoder, token_encoder
-from ideomotor.tokenizers.svd_vae import SVDVAE
+from ideomotor.tokenizers.patch_pca import PatchPCA
+from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig
 
 ASKING = Path(__file__).with_name("_asking.py")
 CLIENTS = 8
@@ -58,7 +59,8 @@ def idle() -> PolicyBackend:
 def vpp(config: VPP) -> PolicyBackend:
     """Returns VPP of those sizes with random weights."""
     torch.manual_seed(0)
-    vae = SVDVAE(replace(config.vae, scale=1.0)).eval()
+    sizes = replace(config.vae, scale=1.0)
+    vae = (SVDVAE(sizes) if isinstance(sizes, SVDVAEConfig) else PatchPCA(sizes)).eval()
     foreseeing = Foreseeing(config, vae, LatentDiffusion(config.video).eval(), token_encoder(config))
     agent = VPPAgent(config, Looking(config), EDMTransformer(config.head), foreseeing, goal_encoder(config))
     return vpp_backend(agent, Serving())
