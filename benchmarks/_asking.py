@@ -31,7 +31,9 @@ def observation(metadata: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 
 async def one(client: AsyncClient, seed: int, together: asyncio.Barrier, seconds: float) -> list[tuple[float, ...]]:
-    """Returns round trip and inference in ms, and the size of the batch, of each request that ended in time."""
+    """Returns round trip and inference in ms, and the size of the batch, of each request that ended in time; of one
+    where none did, on a machine too slow for ``seconds``.
+    """
     seen = observation(client.metadata, seed)
     for _ in range(WARM_UP):
         await client.infer(seen)
@@ -39,7 +41,7 @@ async def one(client: AsyncClient, seed: int, together: asyncio.Barrier, seconds
     until, met = time.perf_counter() + seconds, []
     while True:
         reply = await client.infer(seen)
-        if time.perf_counter() > until:
+        if met and time.perf_counter() > until:
             return met
         met.append((reply.round_trip_ms, reply.infer_ms, reply.batch))
 
