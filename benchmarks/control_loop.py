@@ -94,7 +94,7 @@ def measured(url: str, hz: float, seconds: float) -> dict[str, object]:
         "chunk": contract.chunk,
         "latency steps max": max(latencies, default=None),
         "age steps max": max(ages),
-        **{f"answer ms {name}": value for name, value in percentiles(asker.round_trips_ms).items()},
+        **{f"answer ms {name}": value for name, value in percentiles(np.array(asker.round_trips_ms) / 1000).items()},
         "loop CPU-ms a step": 1000 * own / report.ticks,
         "load before": load,
         "load after": os.getloadavg()[0],
