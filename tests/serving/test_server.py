@@ -383,9 +383,19 @@ def test_the_journal_is_json_and_bounded(capsys):
             client.ask([1] * 13)
         for number in range(200):
             note("flood", number=number, odd=object())
+        note("fault", logging.ERROR)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     events = {line["event"]: line for line in lines}
-    assert set(events) >= {"listening", "connected", "disconnected", "preparing failed", "stopping", "stopped", "flood"}
+    assert set(events) >= {
+        "listening",
+        "connected",
+        "disconnected",
+        "preparing failed",
+        "stopping",
+        "stopped",
+        "flood",
+        "fault",
+    }
     assert events["disconnected"]["errors"] == {"bad_observation": 1, "internal": 1}
     assert events["disconnected"]["requests"] == 2 and "secret" in events["preparing failed"]["traceback"]
     assert all(line["time"].endswith("+00:00") and line["level"] in ("info", "error") for line in lines)

@@ -7,6 +7,7 @@ import datetime
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -35,20 +36,21 @@ class JsonLines(logging.Formatter):
 
 
 class Throttle(logging.Filter):
-    """Lets so many lines a second through and counts the rest."""
+    """Lets so many lines of a level a second through and counts the rest; who connects often cannot hide an error."""
 
     def __init__(self, lines_a_second: int = LINES_A_SECOND) -> None:
         super().__init__()
         self.lines_a_second = lines_a_second
-        self._second, self._lines, self._left_out = 0, 0, 0
+        self._second, self._left_out = 0, 0
+        self._lines: Counter[int] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Returns whether the record is written."""
         second = int(time.monotonic())
         if second != self._second:
-            self._second, self._lines = second, 0
-        self._lines += 1
-        if self._lines > self.lines_a_second:
+            self._second, self._lines = second, Counter()
+        self._lines[record.levelno] += 1
+        if self._lines[record.levelno] > self.lines_a_second:
             self._left_out += 1
             return False
         if self._left_out:
