@@ -229,6 +229,21 @@ def test_what_is_wrong_for_good_is_raised(error: Exception) -> None:
         run(runner, 3)
 
 
+def test_a_refused_first_look_leaves_the_reset_to_the_next() -> None:
+    """The server forgot nothing when it refused; without the reset the next request would go on in the old episode."""
+    contract = Contract(chunk=4, execute=2)
+    asker = Simulated(contract, [1, 1, 1, Refused("no camera", "bad_observation"), 1, 1, 1])
+    runner = ChunkRunner(asker, contract)
+    run(runner, 5)
+    runner.reset()
+    with pytest.raises(Refused, match="no camera"):
+        run(runner, 4)
+    refused = len(asker.asked)
+    assert asker.asked[-1][1].reset
+    run(runner, 4)
+    assert [extras.reset for _, extras in asker.asked[refused : refused + 2]] == [True, False]
+
+
 def test_after_a_reset_an_answer_to_the_old_episode_is_thrown_away() -> None:
     contract = Contract(chunk=6, execute=3)
     asker = Simulated(contract, [1, 3, 1, 1, 1])

@@ -61,6 +61,26 @@ def test_a_loop_goes_on_over_the_end_of_a_connection(serve: Serve, url: str) -> 
         )  # the first request of a session that begins anew
 
 
+def test_a_request_that_fails_in_an_unforeseen_way_ends_no_thread(
+    serve: Serve, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop would else wait for its answer for ever, and never hear why."""
+    serve()
+
+    def broken(*request: object) -> None:
+        raise AttributeError("a list has no get")
+
+    with Client(url) as client:
+        asker = BackgroundAsker(client)
+        with monkeypatch.context() as patched:
+            patched.setattr(client, "infer", broken)
+            asker.submit(SEEN, Extras())
+            assert isinstance(until(asker.poll, 5).error, AttributeError)
+        asker.submit(SEEN, Extras())
+        assert until(asker.poll).actions is not None
+        asker.close()
+
+
 def test_what_is_wrong_with_an_observation_reaches_the_loop(serve: Serve, url: str) -> None:
     serve()
     with Client(url) as client:

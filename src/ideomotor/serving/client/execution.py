@@ -297,10 +297,10 @@ class ChunkRunner:
         return latency
 
     def _failed(self, error: Exception | None) -> None:
+        self.failures, self.last_error, self._asked = self.failures + 1, error, None
+        self._fresh = self.plan.step == 0  # the server may not have begun anew
         if error is not None and (isinstance(error, ServerChanged) or not _passes(error)):
             raise error
-        self.failures, self.last_error, self._asked = self.failures + 1, error, None
-        self._fresh = self.plan.step == 0
 
 
 def _passes(error: Exception) -> bool:

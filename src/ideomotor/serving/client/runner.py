@@ -9,7 +9,6 @@ from queue import SimpleQueue
 from typing import Any
 
 from .blocking import Client
-from .errors import ServingError
 from .execution import Answer, ChunkRunner, Contract, contract_of
 from .messages import Extras
 
@@ -57,7 +56,7 @@ class BackgroundAsker:
                 reply = self.client.infer(*request)
                 self.round_trips_ms.append(reply.round_trip_ms)
                 answer = Answer(reply.actions, None)
-            except (ServingError, ValueError, TypeError, ModuleNotFoundError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, the loop has to hear it: it waits for an answer
                 answer = Answer(None, error)
             self._answers.put(answer)
 
