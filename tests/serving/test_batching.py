@@ -10,7 +10,7 @@ from made_up_backend import Doubling
 
 from ideomotor.serving import batching
 from ideomotor.serving.batching import PATIENCE, Batcher, Dream, Job
-from ideomotor.serving.limits import TokenBucket
+from ideomotor.serving.limits import Refused, TokenBucket
 
 
 class Asking:
@@ -111,6 +111,23 @@ def test_one_that_fails_spoils_no_other():
         **dict.fromkeys(("first", "a", "c"), type(None)),
         "b": RuntimeError,
     }
+
+
+def test_a_backend_can_say_while_it_computes_what_was_wrong(monkeypatch):
+    async def run():
+        asking = Asking(Doubling())
+
+        def refuse(batch):
+            raise Refused("bad_observation", "reset it")
+
+        monkeypatch.setattr(asking.backend, "infer", refuse)
+        asking.ask("a", 1)
+        await asking.until(1)
+        asking.batcher.stop(5)
+        return asking
+
+    (_, answer), *_ = asyncio.run(run()).answers
+    assert answer.failure is None and answer.refused.code == "bad_observation" and str(answer.refused) == "reset it"
 
 
 def test_a_wrong_number_of_replies_is_a_failure(monkeypatch):

@@ -29,6 +29,7 @@ from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor
 from ideomotor.serving.backend import Backend
+from ideomotor.serving.limits import Refused
 from ideomotor.systems import ivideogpt, vpdd_published_config, vpp_presets
 from ideomotor.systems.serving import Serving, open_backend
 from ideomotor.systems.stages import FAST_FILE, IMPORT_FILE, PUBLISHED_FILE, VPP_FILE, WORLD_FILE
@@ -309,6 +310,15 @@ def test_a_served_world_is_the_world_itself(folders: Callable[[str], Path]) -> N
         state = imagined.state
         frame = moved(backend, session, "step", actions=action)["frames"]["main"]
         assert np.array_equal(frame, imagined.frames[0].permute(1, 2, 0).numpy())
+
+
+def test_a_step_after_a_reset_that_was_not_computed_is_told(folders: Callable[[str], Path]) -> None:
+    backend = open_backend(folders("world"))
+    session, frames = backend.session(), np.zeros((2, 32, 32, 3), np.uint8)
+    backend.prepare(session, {"ideomotor": {"op": "reset"}, "images": {"main": frames}})  # its deadline passed
+    action = np.zeros(backend.metadata["ideomotor"]["actions"]["width"], np.float32)
+    with pytest.raises(Refused, match=r"no imagination to go on from.* reset it"):
+        moved(backend, session, "step", actions=action)
 
 
 def test_what_a_world_does_not_understand_is_told(folders: Callable[[str], Path]) -> None:

@@ -54,7 +54,12 @@ class Backend(Protocol):
         A reply is what the wire takes: a dict of names to arrays of numbers, numbers, texts, None, lists and such dicts
         (``{"actions": float32 (T, A)}``). The server adds ``server_timing``, and to what stands under ``ideomotor`` its
         own facts; clients that did not send that key are not sent it. Where a batch of several
-        raises, each of it is tried again alone, so that one request cannot spoil the others'.
+        raises, each of it is tried again alone, so that one request cannot spoil the others': what moves its sessions
+        on in ``infer`` takes one at a time.
+
+        Raises:
+            Refused: the client's fault that shows only now, such as a step after a reset that was not computed; its
+                text goes to the client. Of any other error the client is told nothing.
         """
 
     def imagine(self, prepared: Any) -> Iterator[Mapping[str, np.ndarray]]:

@@ -201,6 +201,8 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - whatever a backend raises is one request's end, not the server's
             if len(batch) > 1:
                 return [answer for job in batch for answer in self._compute([job])]
+            if isinstance(error, Refused):
+                return [(batch[0], Answer(refused=error))]
             LOGGER.error("inference failed", exc_info=error)
             return [(batch[0], Answer(failure=error))]
         took = (time.perf_counter() - began) * 1000

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from ideomotor.serving.contract import numbers_of
+from ideomotor.serving.limits import Refused
 from ideomotor.training.learner import seed_of
 from ideomotor.types import WorldModel
 
@@ -136,7 +137,10 @@ class WorldBackend:
             session.state, session.steps = world.reset(seen), 0
             return {}
         if session.state is None:
-            raise RuntimeError("this session has no world to go on from, since its reset or a step failed: reset it")
+            message = (
+                "this session has no imagination to go on from: its reset expired or failed, or a step did; reset it"
+            )
+            raise Refused("bad_observation", message)
         world.seed(seed_of(self.seed, session.steps))
         # A step uses a state up; one that fails leaves none, so that nobody goes on from half a frame.
         state, session.state = session.state, None
