@@ -295,9 +295,12 @@ def test_a_key_has_to_be_one(key):
 
 def test_pages_of_other_sites_are_kept_out(url):
     host = url.removeprefix("ws://")
-    for origin in ("https://example.com", "null", "http://127.0.0.1:1", f"http://{host}.example.com"):
+    for origin in ("https://example.com", "null", "http://127.0.0.1:1", f"http://{host}.example.com", "http://[::1"):
         with pytest.raises(InvalidStatus, match="403"):
             opened(url, origin=origin)
+    twice = [("Origin", f"http://{host}"), ("Origin", "https://example.com")]
+    with pytest.raises(InvalidStatus, match=r"40[03]"):
+        opened(url, additional_headers=twice)
     port = int(host.split(":")[1])
     name = f"robot.example.com:{port}"  # one that was made to point here: page and address are alike
     with socket.create_connection(("127.0.0.1", port)) as here, pytest.raises(InvalidStatus, match="403"):

@@ -62,7 +62,9 @@ class Gate:
         return self._api_key is None or hmac.compare_digest(shown, self._api_key.encode())
 
     def _websocket(self, connection: Any, request: Any, path: str) -> Any:
-        if not self._own_page(request.headers.get("Origin"), request.headers.get("Host", "")):
+        headers = request.headers
+        pages = headers.get_all("Origin")
+        if len(pages) > 1 or not self._own_page(next(iter(pages), None), headers.get("Host", "")):
             return self._refuse(connection, http.HTTPStatus.FORBIDDEN, "the page that asks is not this server's")
         if path != VIEWER and not self.knows(request.headers.get("Authorization", "")):
             return self._refuse(connection, http.HTTPStatus.UNAUTHORIZED, "the API key is missing or wrong")
@@ -73,7 +75,10 @@ class Gate:
     def _own_page(self, origin: str | None, host: str) -> bool:
         if origin is None:
             return True
-        page = urlsplit(origin)
+        try:
+            page = urlsplit(origin)
+        except ValueError:  # such as "http://[::1"
+            return False
         return page.netloc == host and (self._api_key is not None or _is_address(page.hostname or ""))
 
     def _refuse(self, connection: Any, status: http.HTTPStatus, why: str) -> Any:
