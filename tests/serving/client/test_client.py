@@ -205,6 +205,15 @@ def test_a_key_is_told_and_a_wrong_one_is_not_tried_twice(make, serve: Serve, ur
 
 
 @BOTH
+@pytest.mark.parametrize("key", ["secret\n", "se\r\nX-Other: cret", "schlüssel"])
+def test_a_key_that_no_header_can_hold_is_refused(make, url: str, key: str) -> None:
+    """A key read from a file ends with a line break; sent as it is, it would break the request."""
+    with pytest.raises(ValueError, match="API key") as told:
+        make(url, api_key=key, wait=0.1)
+    assert key not in str(told.value)
+
+
+@BOTH
 def test_waiting_ends(make, url: str) -> None:
     pytest.importorskip("websockets")
     began = time.monotonic()

@@ -46,7 +46,15 @@ def checked_url(url: str) -> str:
 
 
 def settings(api_key: str | None) -> dict[str, Any]:
-    """Returns what both kinds of connections are opened with; pictures are not worth compressing on a local network."""
+    """Returns what both kinds of connections are opened with; pictures are not worth compressing on a local network.
+
+    Raises:
+        ValueError: no header can hold the key.
+    """
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
+        raise ValueError(
+            "the API key has to be a text of ASCII letters without blanks around it: strip a file's last line"
+        )
     headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
     return {"additional_headers": headers, "compression": None, "max_size": None, "open_timeout": OPEN_S}
 
