@@ -80,6 +80,31 @@ def test_a_kill_loses_the_episode_under_way_and_no_other(tmp_path: Path) -> None
         Recorder(path, fps=10, resume=True)
 
 
+def test_a_kill_before_the_settings_were_written_loses_nothing_either(tmp_path: Path) -> None:
+    path = tmp_path / "seen"
+    (tmp_path / ".seen.partial" / "episodes").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="resume=True"):
+        Recorder(path, fps=10)
+    with Recorder(path, fps=10, resume=True) as recorder:
+        assert recorder.stored == 0
+        record(recorder, 0)
+    assert path.is_dir()
+
+
+@pytest.mark.parametrize(
+    "frame", [np.zeros((16, 20), np.uint8), np.zeros((16, 20, 3)), np.zeros((3, 16, 20), np.uint8)]
+)
+def test_a_frame_that_cannot_be_stored_is_refused_at_its_step(tmp_path: Path, frame: np.ndarray) -> None:
+    """And not when the episode ends, which would then be lost."""
+    recorder = Recorder(tmp_path / "seen", fps=10)
+    recorder.begin("task")
+    with pytest.raises(ValueError, match=r"camera 'main' .*wanted uint8 \(h, w, 3\)"):
+        recorder.step({"main": frame}, np.zeros(2))
+    record_anew = np.zeros((16, 20, 3), np.uint8)
+    recorder.step({"main": record_anew}, np.zeros(2))
+    assert recorder.end() == 0
+
+
 def test_an_error_keeps_what_led_to_it(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="robot"), Recorder(tmp_path / "seen", fps=10) as recorder:
         record(recorder, 0)

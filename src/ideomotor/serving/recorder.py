@@ -50,7 +50,12 @@ class Recorder:
         if self.path.exists():
             raise FileExistsError(f"{self.path} exists already: remove it or record to another place")
         self.partial = self.path.with_name(f".{self.path.name}.partial")
-        self._writer = self._reopened() if self.partial.exists() else None
+        if self.partial.exists() and not resume:
+            raise FileExistsError(
+                f"{self.partial} holds an unfinished recording: go on with resume=True, or remove the folder"
+            )
+        # Without settings it was killed before its first step was there.
+        self._writer = self._reopened() if (self.partial / "recording.json").exists() else None
         self._text: str | None = None
         self._frames: dict[str, list[np.ndarray]] = {}
         self._actions: list[np.ndarray] = []
@@ -95,6 +100,10 @@ class Recorder:
         for name, values in vectors.items():
             if values.ndim != 1 or not np.isfinite(values).all():
                 raise ValueError(f"the {name} is {values}; wanted one row of finite numbers")
+        for name, frame in images.items():
+            if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+                came = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+                raise ValueError(f"camera {name!r} showed {came}; wanted uint8 (h, w, 3)")
         shapes = {f"camera {name!r}": np.shape(frame) for name, frame in images.items()}
         shapes |= {name: values.shape for name, values in vectors.items()}
         if self._shapes and shapes != self._shapes:
@@ -170,6 +179,7 @@ class Recorder:
             action_names=counted["action"],
             state_names=counted.get("state"),
             robot_type=self.robot_type,
+            resume=self.resume,
         )
 
     def _reopened(self) -> LeRobotWriter:
