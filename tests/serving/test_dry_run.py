@@ -57,6 +57,17 @@ def dataset():
     return synthetic_dataset(3, length=14, size=SIZE, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("about", "says"), [({}, "announces nothing"), ({"ideomotor": {"kind": "world"}}, "no policy")]
+)
+def test_what_is_no_policy_of_ours_is_told(dataset, about, says) -> None:
+    class Foreign:
+        metadata = about
+
+    with pytest.raises(ValueError, match=says):
+        dry_run(Foreign(), dataset)
+
+
 def test_the_errors_of_a_policy_whose_errors_are_known(dataset) -> None:
     policy = Knowing(dataset.episodes)
     with running(Server(policy, ServerConfig(port=0))) as url, Client(url) as client:

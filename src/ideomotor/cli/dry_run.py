@@ -53,8 +53,8 @@ class DryRunCommand:
         if wrong:
             raise ValueError(f"--cameras {wrong[0]}: wanted POLICY'S=DATA'S, such as view=corner2")
         cameras = dict(pair.split("=") for pair in self.cameras)
-        dataset = open_dataset(self.data)
-        with self._served() as url, Client(url, api_key=os.environ.get(KEY), wait=self.wait) as client:
+        dataset, key = open_dataset(self.data), os.environ.get(KEY) or None
+        with self._served(key) as url, Client(url, api_key=key, wait=self.wait) as client:
             found = dry_run(client, dataset, episodes=self.episodes, cameras=cameras)
         table = Table("dimension", "mean error", "95 % below", "worst", "spread of the recorded", "error / spread")
         for entry in found.dimensions:
@@ -72,7 +72,7 @@ class DryRunCommand:
             console.print(f"figures: {self.out / 'dry_run.json'}, drawing: {self.out / 'dry_run.svg'}")
 
     @contextmanager
-    def _served(self) -> Iterator[str]:
+    def _served(self, key: str | None) -> Iterator[str]:
         """Inside, a server answers at the address that this yields."""
         if self.policy.startswith(("ws://", "wss://")):
             yield self.policy
@@ -83,5 +83,5 @@ class DryRunCommand:
 
         with threads(1):
             backend = open_backend(Path(self.policy), Serving(part="policy"))
-            with running(Server(backend, ServerConfig(port=0, api_key=os.environ.get(KEY)))) as url:
+            with running(Server(backend, ServerConfig(port=0, api_key=key))) as url:
                 yield url

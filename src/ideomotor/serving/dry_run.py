@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ideomotor.data.signals import read_actions, read_proprio
 from ideomotor.data.windows import read_frames
 from ideomotor.evaluation import charts
-from ideomotor.serving.client import Client, Extras, contract_of
+from ideomotor.serving.client import Client, Contract, Extras, contract_of
 from ideomotor.serving.client.messages import OURS
 from ideomotor.serving.client.pacing import percentiles
 from ideomotor.types import Dataset, Episode
@@ -87,7 +87,8 @@ def dry_run(
     picked = dataset.episodes[:episodes]
     if not picked:
         raise ValueError(f"there are no episodes to try in {dataset.path} (--episodes {episodes})")
-    looker = _Looker(client, matched_cameras(client.metadata, picked[0], cameras or {}))
+    contract = contract_of(client.metadata)
+    looker = _Looker(client, contract, matched_cameras(client.metadata, picked[0], cameras or {}))
     pairs = [looker.compare(episode) for episode in picked]
     recorded, predicted = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
     return DryRun(
@@ -131,9 +132,8 @@ def matched_cameras(metadata: Mapping[str, Any], episode: Episode, told: Mapping
 class _Looker:
     """Shows a policy what a robot saw, and notes what it would have done and how long it took."""
 
-    def __init__(self, client: Client, cameras: Mapping[str, str]) -> None:
-        self.client, self.cameras = client, cameras
-        self.contract = contract_of(client.metadata)
+    def __init__(self, client: Client, contract: Contract, cameras: Mapping[str, str]) -> None:
+        self.client, self.contract, self.cameras = client, contract, cameras
         self.wanted = client.metadata[OURS]["observation"]
         self.times: dict[str, list[float]] = {"round trip": [], "network": [], "queue": [], "infer": []}
 
