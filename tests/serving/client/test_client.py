@@ -213,6 +213,21 @@ def test_a_key_that_no_header_can_hold_is_refused(make, url: str, key: str) -> N
     assert key not in str(told.value)
 
 
+def test_who_is_closed_while_it_waits_does_not_connect_after_all(serve: Serve, url: str) -> None:
+    async def run() -> None:
+        client = AsyncClient(url, wait=20)
+        asking = asyncio.ensure_future(client.infer(SEEN))
+        await asyncio.sleep(0.2)
+        await client.close()
+        await asyncio.to_thread(serve)
+        with pytest.raises(ConnectionLost, match="was closed"):
+            await asking
+        with pytest.raises(ValueError, match="not connected"):
+            _ = client.metadata
+
+    asyncio.run(run())
+
+
 @BOTH
 def test_waiting_ends(make, url: str) -> None:
     pytest.importorskip("websockets")

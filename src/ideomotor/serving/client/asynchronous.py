@@ -192,6 +192,9 @@ class AsyncClient:
 
     async def _join(self) -> _Link:
         socket, metadata = await self._wait()
+        if self._closed:  # meanwhile
+            await socket.close()
+            raise ConnectionLost(f"the client of {self.url} was closed while it waited for the server")
         if self._link is not None:
             try:
                 refuse_another(self._link.desk.metadata, metadata, self.url)

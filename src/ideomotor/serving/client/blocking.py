@@ -153,6 +153,9 @@ class Client:
         self._socket = None
         before = self._desk
         self._socket, metadata = self._wait()
+        if self._closed:  # meanwhile, by another thread
+            self._lose()
+            raise ConnectionLost(f"the client of {self.url} was closed while it waited for the server")
         if before is not None:
             try:
                 refuse_another(before.metadata, metadata, self.url)
