@@ -442,3 +442,7 @@ def test_the_command_refuses_what_it_cannot_mean(
     with pytest.raises(SystemExit):
         cli.main(["serve", str(folders("vpdd")), "--api-key-file", str(key)])
     assert "holds no key" in capsys.readouterr().err
+    key.write_bytes(b"\xff\x85")
+    with pytest.raises(SystemExit):
+        cli.main(["serve", str(folders("vpdd")), "--api-key-file", str(key)])
+    assert f"{key} holds no text" in capsys.readouterr().err

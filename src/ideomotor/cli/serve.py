@@ -96,7 +96,10 @@ class Serve:
             return said or None
         if said:
             raise ValueError(f"both {KEY} and --api-key-file give a key: leave one of them out")
-        key = self.api_key_file.read_text(encoding="utf-8").strip()
+        try:
+            key = self.api_key_file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.api_key_file} holds no text: the API key stands in it alone, in ASCII") from error
         if not key:
             raise ValueError(f"{self.api_key_file} holds no key: write one into it, or leave --api-key-file out")
         return key

@@ -57,7 +57,7 @@ class Gate:
 
     def is_key(self, key: str) -> bool:
         """Returns whether this is the API key, after a time that does not tell how much of it is right."""
-        # a header's bytes beyond ASCII come as surrogates
+        # A header's bytes beyond ASCII come as surrogates
         shown = key.encode(errors="surrogateescape")
         return self._api_key is None or hmac.compare_digest(shown, self._api_key.encode())
 
