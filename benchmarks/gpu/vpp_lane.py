@@ -33,7 +33,7 @@ _SHARES = {"vae": 0.1, "video": 0.45, "policy": 0.85}
 
 
 def model() -> VPP:
-    """Returns the preset ``cpu``, wider and deeper, in batches for a GPU: below 30 M weights, 60 MB in bf16."""
+    """Returns the preset ``cpu``, wider, in batches for a GPU: below 30 M weights, 60 MB in bf16."""
     cpu = PRESETS["cpu"]()
     optim = OptimConfig(lr=5e-4, warmup=200, weight_decay=0.01, ema=0.999, bf16=True)
     return replace(
@@ -41,7 +41,7 @@ def model() -> VPP:
         text="hashed",  # 50 known sentences need only be told apart; the encoder's 84 MB can stay at home
         cache_features=False,  # 1 MB a window: 100 GB for these data; a GPU looks anew in milliseconds
         save_every=5000,  # the clock saves the state too, and the end of a call
-        video=replace(cpu.video, unet=replace(cpu.video.unet, widths=(96, 128, 128, 128), heads=(3, 4, 4, 4))),
+        video=replace(cpu.video, unet=replace(cpu.video.unet, widths=(96, 160, 160), heads=(3, 5, 5))),
         former=VideoFormerConfig(
             feature_width=256, width=256, frames=cpu.window.frames, queries=8, layers=3, heads=4, head_width=64
         ),
@@ -50,7 +50,6 @@ def model() -> VPP:
             trunk=EncoderDecoderConfig(width=256, encoder_layers=2, decoder_layers=3, heads=4, attention_dropout=0.1),
             sampling=Sampling(steps=8, sigma_min=0.02),
         ),
-        vae_stage=Stage(steps=6000, batch=32, every=4, optim=replace(optim, lr=1e-3, ema=None)),
         video_stage=Stage(steps=20_000, batch=64, every=2, optim=optim),
         policy_stage=Stage(steps=20_000, batch=128, optim=replace(optim, weight_decay=0.05)),
     )  # fmt: skip

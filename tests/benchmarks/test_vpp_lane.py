@@ -79,7 +79,7 @@ def test_the_full_lane_is_what_was_asked_for_and_its_weights_are_few() -> None:
     from ideomotor.predictors.latent_diffusion import LatentDiffusion
     from ideomotor.systems.shards import LIMIT
     from ideomotor.systems.vpp import Looking
-    from ideomotor.tokenizers.svd_vae import SVDVAE
+    from ideomotor.tokenizers.patch_pca import PatchPCA
 
     full = vpp_lane.full()
     assert len(full.tasks) == 50 and full.demonstrations == 20 and full.episodes == 10
@@ -87,7 +87,7 @@ def test_the_full_lane_is_what_was_asked_for_and_its_weights_are_few() -> None:
     assert config.policy.proprio_width == 0, "image-only"
     with torch.device("meta"):
         parts = (
-            SVDVAE(config.vae), LatentDiffusion(config.video), Looking(config), EDMTransformer(config.policy)
+            PatchPCA(config.vae), LatentDiffusion(config.video), Looking(config), EDMTransformer(config.policy)
         )  # fmt: skip
     size = 2 * sum(weight.numel() for part in parts for weight in part.parameters())
     assert 45e6 < size < 58e6 < 4 * LIMIT, "four files of weights"

