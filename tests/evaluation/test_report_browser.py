@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import shutil
 
 import pytest
 from made_up import NO_VIDEO
@@ -15,7 +13,6 @@ from ideomotor.evaluation.study_summary import summarize_study
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # Scrolls to a video and waits until it has data and its time moves (a short one may loop in between).
 PLAYS = """
@@ -35,28 +32,6 @@ WIDE = """
 return [...document.querySelectorAll("body *")].filter(e => !e.closest("pre, caption, svg") &&
   e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.tagName + "." + e.className);
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium was found: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    driver = shutil.which("chromedriver")
-    assert driver is not None, "there is a Chromium but no chromedriver: apt-get install chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    flags = ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage")
-    quiet = ("disable-background-networking", "disable-component-update", "disable-sync")
-    for flag in (*flags, *quiet, f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(f"--{flag}")
-    session = webdriver.Chrome(options=options, service=Service(driver, env={**os.environ, "SE_OFFLINE": "true"}))
-    session.set_script_timeout(30)
-    yield session
-    session.quit()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import threading
 import time
 
@@ -13,33 +12,10 @@ from test_server import Client, serving
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDE = """
 return [...document.querySelectorAll("body *")].filter(e => !e.closest("svg") &&
   e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.tagName + "." + e.className);
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium was found: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    driver = shutil.which("chromedriver")
-    assert driver is not None, "there is a Chromium but no chromedriver: apt-get install chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    flags = ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage")
-    quiet = ("disable-background-networking", "disable-component-update", "disable-sync")
-    for flag in (*flags, *quiet, f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(f"--{flag}")
-    session = webdriver.Chrome(options=options, service=Service(driver, env={**os.environ, "SE_OFFLINE": "true"}))
-    session.set_script_timeout(30)
-    yield session
-    session.quit()
 
 
 def show(browser, url, width=1280, *, dark=False, still=False):

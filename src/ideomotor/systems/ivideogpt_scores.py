@@ -125,8 +125,8 @@ def score(
             for name, video in videos.items():
                 steps = [moving_error(truth[:, k : k + 1], video[:, k : k + 1], last) for k in range(horizon)]
                 errors[name] = [a + b for a, b in zip(errors[name], steps, strict=True)]
-            drawn = [videos["world"]]
-            for _ in range(samples - 1):
+            drawn = [videos["world"]] if futures == 1 else []  # a mean of futures is none of them
+            while len(drawn) < samples:
                 drawn.append(world.imagine(seen, horizon, actions if world.action_width else None).frames.cpu())
             whole = torch.stack([torch.cat([seen, future], 1) for future in drawn])
             parts.append(compare_videos(frames, whole, STRICT, context=context))

@@ -26,7 +26,6 @@ class VPPEyes:
         eyes: what the policy looks with.
         layers: up-blocks whose maps are joined; as the preset has them where none are named.
         passes: denoising pass that is read.
-        sigma: noise level that the video model is told; 0 for the preset's.
         former: how features become tokens; "linear" is no Video Former.
     """
 
@@ -38,7 +37,6 @@ class VPPEyes:
     eyes: Eyes = "foresight"
     layers: tuple[int, ...] = ()
     passes: int = 1
-    sigma: float = 0.0
     former: Literal["3d", "2d", "linear"] = "3d"
 
     def __post_init__(self) -> None:
@@ -92,7 +90,6 @@ def form_of(settings: VPPEyes, steps: int) -> VPP:
         preset.foresight,
         layers=settings.layers or preset.foresight.layers,
         steps=settings.passes,
-        sigma=settings.sigma or preset.foresight.sigma,
     )
     side, taps = preset.size // preset.vae.factor, foresight.layers
     width = sum(preset.video.unet.shape(tap, side, side)[0] for tap in taps)
