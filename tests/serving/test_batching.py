@@ -224,6 +224,7 @@ def test_who_was_answered_together_is_waited_for(monkeypatch: pytest.MonkeyPatch
 
     async def run():
         asking = await held(Doubling(max_batch=8, seconds=0.01))
+        asking.batcher.drop("first")  # it asks no more
         for owner in range(4):
             asking.ask(owner, 0)
         asking.backend.gate.set()
@@ -253,3 +254,69 @@ def test_who_left_is_not_waited_for_again_and_again():
         return asking.backend.batches[1:]
 
     assert asyncio.run(run()) == [4, 1, 1, 1]
+
+
+def test_who_was_answered_joins_those_who_wait_already(monkeypatch: pytest.MonkeyPatch):
+    """Without, two groups alternate for ever, and one is answered while the other waits."""
+    monkeypatch.setattr(batching, "GATHERING", 1000.0)
+
+    async def run():
+        asking = await held(Doubling(max_batch=8, seconds=0.01))
+        asking.batcher.drop("first")
+        for owner in range(4):
+            asking.ask(owner, 0)
+        asking.backend.gate.set()
+        while asking.batcher._turns:
+            await asyncio.sleep(0.001)
+        asking.backend.gate.clear()  # that batch of four is at the gate, or was answered
+        for owner in range(4, 8):
+            asking.ask(owner, 0)
+        asking.backend.gate.set()
+        await asking.until(5)
+        for owner in range(4):
+            asking.ask(owner, 1)
+            await asyncio.sleep(0.02)
+        await asking.until(13)
+        assert asking.batcher.stop(5)
+        return asking.backend.batches[1:]
+
+    assert asyncio.run(run()) == [4, 8]
+
+
+def test_who_is_slow_to_ask_again_is_not_waited_for_a_second_time():
+    async def run():
+        asking = await held(Doubling(max_batch=8, seconds=0.4))
+        window = batching.GATHERING * 0.4
+        asking.ask("quick", 0)
+        asking.ask("slow", 0)
+        asking.backend.gate.set()
+        await asking.until(3)
+        asking.ask("quick", 1)
+        await asyncio.sleep(3 * window)
+        asking.ask("slow", 1)
+        await asking.until(4)
+        asking.ask("quick", 2)  # with the slow one, which waits
+        await asking.until(6)
+        asking.ask("quick", 3)
+        await asking.until(7)
+        assert asking.batcher.stop(5)
+        return asking, window
+
+    asking, window = asyncio.run(run())
+    waited = {name: answer.queue_ms / 1000 for name, answer in asking.answers}
+    assert asking.backend.batches == [1, 2, 1, 2, 1]
+    assert waited["quick", 1] > 0.6 * window and waited["quick", 3] < 0.4 * window
+
+
+def test_who_is_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batching, "GATHERING", 1000.0)
+
+    async def run():
+        asking = Asking(Doubling(seconds=0.01))
+        for state in range(5):
+            asking.ask("alone", state)
+            await asking.until(state + 1)
+        assert asking.batcher.stop(5)
+        return asking.backend.batches
+
+    assert asyncio.run(run()) == [1] * 5

@@ -18,9 +18,10 @@ from ideomotor.serving.backend import Backend
 from ideomotor.serving.journal import LOGGER
 from ideomotor.serving.limits import Refused
 
-GATHERING = 0.1
-"""Share of the last batch's time that those who were in it are waited for: clients that are answered together ask
-together again, a little apart; without, batches of one and of all the others alternate."""
+GATHERING = 0.2
+"""Share of the last batch's time for which those who were answered by it are waited for, where they came back as soon
+the last time: what has to be computed for any batch is then computed once for them and for who waits already. Without,
+groups of clients alternate, and one is answered while the other waits."""
 PATIENCE = 0.5
 """Seconds for which a part of an imagined video lets requests go first."""
 
@@ -95,13 +96,19 @@ class Batcher:
         self._dreams: deque[Dream] = deque()
         self._changed = threading.Condition()
         self._stopped = False
-        self._last, self._last_seconds = 0, 0.0  # size of the last batch, and what it took
+        self._last_seconds = 0.0  # what the last batch took
+        self._computing: set[Hashable] = set()  # owners of the batch under way
+        self._answered: dict[Hashable, float] = {}  # owners who have not asked again, and since when
+        self._pauses: dict[Hashable, float] = {}  # seconds after which an owner asked again, the last time
         self._thread = threading.Thread(target=self._work, name="ideomotor-serving", daemon=True)
         self._thread.start()
 
     def put(self, job: Job) -> None:
         """Lets a job wait for its turn."""
         with self._changed:
+            answered = self._answered.pop(job.owner, None)
+            if answered is not None:
+                self._pauses[job.owner] = time.perf_counter() - answered
             waiting = self._waiting.get(job.owner)
             if waiting is None:
                 self._waiting[job.owner] = deque((job,))
@@ -122,6 +129,10 @@ class Batcher:
         with self._changed:
             if self._waiting.pop(owner, None) is not None:
                 self._turns.remove(owner)
+            self._computing.discard(owner)
+            self._answered.pop(owner, None)
+            self._pauses.pop(owner, None)
+            self._changed.notify()
             self._dreams = deque(dream for dream in self._dreams if dream.owner is not owner)
 
     def stop(self, timeout: float) -> bool:
@@ -147,8 +158,12 @@ class Batcher:
                 return False
             batch, late = self._take()
             dream = self._due(bool(batch))
+            self._computing = {job.owner for job in (*batch, *late)}
         if batch or late:
-            self._tell(_deliver, [*self._compute(batch), *((job, _expired(job)) for job in late)])
+            answers = [*self._compute(batch), *((job, _expired(job)) for job in late)]
+            with self._changed:
+                self._answered |= dict.fromkeys(self._computing - self._waiting.keys(), time.perf_counter())
+            self._tell(_deliver, answers)
         if dream is not None:
             self._tell(dream.part, *self._imagine(dream))
         return True
@@ -158,11 +173,12 @@ class Batcher:
             self._loop.call_soon_threadsafe(what, *about)
 
     def _gather(self) -> None:
-        """Waits a moment for as many as were answered last."""
-        until = time.perf_counter() + GATHERING * self._last_seconds
-        wanted = min(self._last, self.backend.max_batch)
-        while len(self._turns) < wanted and not self._stopped:
-            left = until - time.perf_counter()
+        """Waits a moment for those who were answered just now and are quick to ask again."""
+        window = GATHERING * self._last_seconds
+        quick = {owner for owner in self._answered if self._pauses.get(owner, 0.0) <= window}
+        while len(self._turns) < self.backend.max_batch and not self._stopped:
+            now = time.perf_counter()
+            left = max((self._answered[owner] + window - now for owner in quick & self._answered.keys()), default=0.0)
             if left <= 0:
                 return
             self._changed.wait(left)
@@ -207,7 +223,7 @@ class Batcher:
             return [(batch[0], Answer(failure=error))]
         took = (time.perf_counter() - began) * 1000
         self._computed(len(batch), took / 1000)
-        self._last, self._last_seconds = len(batch), took / 1000
+        self._last_seconds = took / 1000
         return [
             (job, Answer(reply=reply, batch=len(batch), queue_ms=(began - job.arrived) * 1000, infer_ms=took))
             for job, reply in zip(batch, replies, strict=True)
