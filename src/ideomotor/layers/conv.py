@@ -2,8 +2,8 @@
 
 Resolution changes by folding neighbours into channels and a linear map, not by strided convolutions: a matrix product
 is quicker, and the backward pass of a strided bf16 convolution on two CPU threads stalls for half a second whenever
-another process wants a core (docs/log.md, 2026-11-21). Where no gradient is wanted, a CPU folds by such a convolution all the
-same: it saves writing the folded map, which in a batch takes longer than the product.
+another process wants a core (docs/log.md, 2026-11-21). Where no gradient is wanted, a CPU folds by such a convolution
+all the same: it saves writing the folded map, which in a batch takes longer than the product.
 """
 
 import math
@@ -43,7 +43,15 @@ class Fold(nn.Module):
         self.linear = nn.Linear(before * math.prod(step), after)
 
     def forward(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b d *folded"]:
-        """Returns the coarser map, channels last in memory."""
+        """Returns the coarser map.
+
+        Raises:
+            ValueError: a side is no multiple of its step.
+        """
+        if any(side % by for side, by in zip(x.shape[2:], self.step, strict=True)):
+            raise ValueError(
+                f"a map of {tuple(x.shape[2:])} is not divisible by steps of {self.step}: pad or resize it"
+            )
         if x.device.type == "cpu" and not torch.is_grad_enabled():
             return self._folded_at_once(x)
         if len(self.step) == 2:
