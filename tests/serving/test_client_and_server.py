@@ -11,6 +11,7 @@ import pytest
 from made_up_backend import Doubling
 
 from ideomotor.serving.client import AsyncClient, Client, ConnectionLost, Extras, Refused, ServingError
+from ideomotor.serving.limits import Limits
 from ideomotor.serving.server import Server, ServerConfig, running
 
 for module in ("websockets", "msgpack", "prometheus_client"):
@@ -111,3 +112,16 @@ def test_a_session_goes_on_over_the_kill_and_restart_of_the_server() -> None:
     finally:
         server.kill()
         server.wait()
+
+
+def test_what_cannot_pass_is_told_at_once_and_the_connection_goes_on() -> None:
+    limits = Limits(message_bytes=2000, sessions=2)
+    with running(Server(Doubling(), ServerConfig(port=0, limits=limits))) as url, Client(url) as client:
+        with pytest.raises(Refused, match="the server takes 2000: send smaller") as caught:
+            client.infer({"state": np.zeros(1000)})
+        assert caught.value.code == "too_large" and not caught.value.passing
+        client.infer(SEEN)
+        client.infer(SEEN, Extras(session="b"))
+        with pytest.raises(Refused, match="2 sessions already") as caught:
+            client.infer(SEEN, Extras(session="c"))
+        assert not caught.value.passing and client.infer(SEEN).raw["count"] == 2

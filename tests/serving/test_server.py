@@ -85,6 +85,7 @@ def test_openpis_protocol(url):
             "actions": {"chunk": 4},
             "version": 1,
             "extensions": ["sessions", "reset", "request_ids", "deadlines", "batching", "imagine"],
+            "limits": {"message_bytes": Limits().message_bytes},
         }
         first, second = client.ask(), client.ask()
     assert set(first) == {"actions", "count", "server_timing"}
@@ -335,7 +336,7 @@ def test_too_many_connections_sessions_and_requests():
             client.ask(session="a")
             client.ask(session="b")
             answer = client.ask(session="c", request_id=1)
-            assert answer["error"]["code"] == "rate_limited" and "2 sessions already" in answer["error"]["message"]
+            assert answer["error"]["code"] == "too_many" and "2 sessions already" in answer["error"]["message"]
             began = time.monotonic()
             for _ in range(30):
                 client.send({"state": np.ones(2), "ideomotor": {"session": "a"}})

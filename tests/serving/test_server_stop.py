@@ -103,13 +103,15 @@ def test_what_streams_in_while_it_stops_is_answered_or_refused():
         assert kinds["actions"] > 4
 
 
-def test_a_second_signal_ends_it_at_once():
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(told):
     with process(seconds=20) as (server, url), connect(url, compression=None) as socket:
         socket.recv(timeout=20)
         socket.send(CODEC.pack({"state": np.ones(2)}))
         time.sleep(0.3)
-        server.terminate()
+        server.send_signal(told)
         time.sleep(0.5)
         assert server.poll() is None
-        server.terminate()
-        assert server.wait(timeout=10) == -signal.SIGTERM
+        server.send_signal(told)
+        assert server.wait(timeout=10) == -told
+        assert server.stderr is not None and "Traceback" not in server.stderr.read()

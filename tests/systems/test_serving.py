@@ -255,6 +255,14 @@ def test_a_policy_that_foresees_nothing_shows_nothing(folders: Callable[[str], P
         assert "imagine" not in open_backend(folders(name)).metadata["ideomotor"]["extensions"]
 
 
+def test_an_own_robot_tells_which_numbers_are_rotations(folders: Callable[[str], Path]) -> None:
+    parts = own_robot("xarm_xhand").parts
+    starts = [sum(part.width for part in parts[:at]) for at, part in enumerate(parts) if part.kind == "quaternion"]
+    about = open_backend(folders("vpp, own robot")).metadata["ideomotor"]["actions"]
+    assert starts and about["quaternions"] == starts and "angles" not in about
+    assert "quaternions" not in open_backend(folders("vpp")).metadata["ideomotor"]["actions"]
+
+
 def test_an_own_robot_refuses_what_is_no_pose(folders: Callable[[str], Path]) -> None:
     backend = open_backend(folders("vpp, own robot"))
     message = observed(backend, 0)

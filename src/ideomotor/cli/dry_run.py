@@ -13,10 +13,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from ideomotor.cli.serve import KEY
 from ideomotor.files import write_text
 
 console = Console(soft_wrap=True)
-KEY = "IDEOMOTOR_API_KEY"
 
 
 @dataclass(frozen=True, kw_only=True)

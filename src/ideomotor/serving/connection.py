@@ -193,7 +193,7 @@ class Connection:
         """The state of the session asked for; a fresh one is kept only once its first message was found good."""
         known, most = asked.session in self._sessions, self.service.limits.sessions
         if not known and len(self._sessions) >= most:
-            raise Refused("rate_limited", f"this connection has {most} sessions already: open another connection")
+            raise Refused("too_many", f"this connection has {most} sessions already: open another connection")
         return self._sessions[asked.session] if known and not asked.reset else self.service.backend.session()
 
     def _answered(self, question: _Question, asked: Asked, prepared: Any, answer: Answer) -> None:

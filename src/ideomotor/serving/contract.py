@@ -33,6 +33,8 @@ class Contract:
         prefix: whether a chunk can begin with actions that are under way.
         check: of states and prefixes; None where any numbers will do.
         recorded_as: what the data that the policy learned from call its cameras, where that is known.
+        quaternions: first columns of the quaternions in an action, so that clients do not average them as numbers.
+        angles: its columns in radians that begin anew after a whole turn.
     """
 
     cameras: tuple[str, ...]
@@ -48,6 +50,8 @@ class Contract:
     prefix: bool = False
     check: Check | None = None
     recorded_as: Mapping[str, str] = field(default_factory=dict)
+    quaternions: tuple[int, ...] = ()
+    angles: tuple[int, ...] = ()
 
     def observation(self) -> dict[str, Any]:
         """Returns what is wanted, as a client reads it on connecting."""
@@ -63,7 +67,9 @@ class Contract:
 
     def actions(self, rate_hz: float | None) -> dict[str, Any]:
         """Returns what comes back, as a client reads it on connecting."""
-        return {"chunk": self.chunk, "execute": self.execute, "width": self.width, "rate_hz": rate_hz}
+        told = {"chunk": self.chunk, "execute": self.execute, "width": self.width, "rate_hz": rate_hz}
+        turns = {"quaternions": list(self.quaternions), "angles": list(self.angles)}
+        return told | {name: columns for name, columns in turns.items() if columns}
 
 
 class Observation(NamedTuple):

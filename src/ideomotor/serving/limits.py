@@ -7,7 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-Code = Literal["bad_message", "bad_observation", "too_large", "rate_limited", "expired", "internal", "shutting_down"]
+Code = Literal[
+    "bad_message", "bad_observation", "too_large", "too_many", "rate_limited", "expired", "internal", "shutting_down"
+]
 
 
 class Refused(Exception):

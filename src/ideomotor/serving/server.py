@@ -70,7 +70,7 @@ class Server:
         full = {CLIENT: self._is_full, VIEWER: self._viewers.is_full}
         self._gate = Gate(self.config.api_key, self.metrics, page(), full)
         self._codec = Codec(self.config.limits)
-        self._metadata = _announced(backend)
+        self._metadata = _announced(backend, limits)
         self._service: Service | None = None
         self._listener: Any = None
 
@@ -191,9 +191,15 @@ async def _serve(server: Server) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, told.set)
     await told.wait()
+    before = {}
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(name)  # from now on the default: it ends
-    await server.stop()
+        loop.remove_signal_handler(name)
+        before[name] = signal.signal(name, signal.SIG_DFL)  # from now on it ends, without Python's traceback
+    try:
+        await server.stop()
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 @contextlib.contextmanager
@@ -215,9 +221,11 @@ def running(server: Server) -> Iterator[str]:
         loop.close()
 
 
-def _announced(backend: Backend) -> dict[str, Any]:
-    """The backend's metadata with what the server can itself."""
+def _announced(backend: Backend, limits: Limits) -> dict[str, Any]:
+    """The backend's metadata with what the server can itself, and how much it takes."""
     metadata = dict(backend.metadata)
     own = dict(metadata.get(KEY, {}))
-    metadata[KEY] = {**own, "version": 1, "extensions": [*EXTENSIONS, *own.get("extensions", ())]}
+    extensions = [*EXTENSIONS, *own.get("extensions", ())]
+    most = {"message_bytes": limits.message_bytes}
+    metadata[KEY] = {**own, "version": 1, "extensions": extensions, "limits": most}
     return metadata

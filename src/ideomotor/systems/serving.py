@@ -14,6 +14,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ideomotor.policies.actor_critic import ActorCritic, ActorCriticConfig
+from ideomotor.policies.own_robots import Kind, places
+from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.serving.backend import Backend
 from ideomotor.serving.contract import Actions, Contract, State
 from ideomotor.serving.policy_backend import PolicyBackend, Served
@@ -184,6 +186,8 @@ def vpp_backend(agent: VPPAgent, how: Serving, recorded_as: str | None = None) -
         prefix=config.window.chunk > 1,
         check=None if robot is None else check,
         recorded_as=_recorded(cameras_of(config), recorded_as),
+        quaternions=_columns(robot, "quaternion")[::4],
+        angles=_columns(robot, "euler"),
     )
 
     def act(context: Clip, prefix: Prefix | None, seeds: Sequence[int]) -> Float[Tensor, "b chunk action"]:
@@ -309,6 +313,12 @@ def _camera(folder: Path) -> str | None:
     """The cameras that a stage learned through, joined by commas; None where it noted none, or several kinds."""
     cameras = {facts.camera for facts in read_facts(folder)}
     return cameras.pop() if len(cameras) == 1 else None
+
+
+def _columns(robot: RobotActions | None, kind: Kind) -> tuple[int, ...]:
+    """The numbers of a command that belong to parts of a kind; none where commands are steps and no poses."""
+    parts = places(robot.config) if robot is not None and robot.config.state else []
+    return tuple(column for at in parts if at.part.kind == kind for column in range(at.command.start, at.command.stop))
 
 
 def _recorded(names: Sequence[str], cameras: str | None) -> dict[str, str]:

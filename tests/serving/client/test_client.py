@@ -1,9 +1,12 @@
 """Both clients against a server of another hand: requests, sessions, errors, waiting, and a server that is killed."""
 
 import asyncio
+import socket
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha1
 from subprocess import Popen
 
 import numpy as np
@@ -15,6 +18,7 @@ from ideomotor.serving.client import (
     ConnectionLost,
     Extras,
     NoServer,
+    NotLetIn,
     Refused,
     ReplyTimeout,
     ServerChanged,
@@ -200,7 +204,7 @@ def test_a_key_is_told_and_a_wrong_one_is_not_tried_twice(make, serve: Serve, ur
     with make(url, api_key="secret") as client:
         assert client.infer(SEEN).actions[0, 0] == 1
     for key in (None, "wrong"):
-        with pytest.raises(NoServer, match="without the right API key"):
+        with pytest.raises(NotLetIn, match="without the right API key"):
             make(url, api_key=key, wait=60)
 
 
@@ -268,3 +272,60 @@ def test_one_client_in_many_threads(serve: Serve, url: str) -> None:
     assert found == {k: (1, k) for k in range(20)}
     with pytest.raises(ValueError, match="was closed"):
         client.infer(SEEN)
+
+
+@BOTH
+def test_a_message_that_the_server_does_not_read_is_refused_for_good(make, serve: Serve, url: str) -> None:
+    """Another server than ours closes the connection without a word before; to ask again would be closed again."""
+    serve("small")
+    with make(url) as client:
+        for _ in range(2):
+            with pytest.raises(Refused, match=r"1009.*smaller or fewer pictures") as caught:
+                client.infer(prompt("x" * 1500))
+            assert caught.value.code == "too_large" and not caught.value.passing
+        assert client.infer(SEEN).session_is_new
+
+
+@BOTH
+def test_a_server_that_reads_nothing_is_given_up(make, url: str, port: int) -> None:
+    """Pictures of 32 MB are more than the system keeps for it."""
+    with socket.create_server(("127.0.0.1", port)) as listening:
+        threading.Thread(target=shake_hands_and_sleep, args=(listening,), daemon=True).start()
+        with make(url, timeout=0.4) as client:
+            told: list[BaseException] = []
+
+            def ask() -> None:
+                try:
+                    client.infer({"images": {"main": np.zeros((3000, 3600, 3), np.uint8)}})
+                except (ServingError, OSError) as error:
+                    told.append(error)
+
+            thread = threading.Thread(target=ask, daemon=True)
+            thread.start()
+            thread.join(5)
+            assert not thread.is_alive() and isinstance(told[0], ConnectionLost)
+
+
+def shake_hands_and_sleep(listening: socket.socket) -> None:
+    connection, _ = listening.accept()
+    with connection:
+        asked = connection.recv(10_000).decode()
+        key = next(line.split()[1] for line in asked.splitlines() if line.startswith("Sec-WebSocket-Key"))
+        accept = b64encode(sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
+        lines = ("HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade")
+        connection.sendall("\r\n".join((*lines, f"Sec-WebSocket-Accept: {accept}", "", "")).encode())
+        connection.sendall(b"\x82\x01\x80")  # a message: an empty map
+        time.sleep(30)
+
+
+def test_frames_that_nobody_reads_are_dropped(serve: Serve, url: str) -> None:
+    serve()
+
+    async def run() -> None:
+        async with AsyncClient(url) as client:
+            replies = [await client.infer(SEEN, Extras(imagine=True)) for _ in range(20)]
+            assert client._link is not None and len(client._link.parts) == 8
+            assert [part async for part in client.imagined(replies[0])] == []
+            assert len([part async for part in client.imagined(replies[-1])]) == 3
+
+    asyncio.run(run())

@@ -5,16 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from ideomotor.serving.client.errors import ConnectionLost, Refused
-from ideomotor.serving.client.execution import (
-    Answer,
-    ChunkPlan,
-    ChunkRunner,
-    Contract,
-    contract_of,
-    crossfade,
-    ensemble,
-)
+from ideomotor.serving.client.blending import Turns, crossfade, ensemble
+from ideomotor.serving.client.errors import ConnectionLost, NotLetIn, Refused
+from ideomotor.serving.client.execution import Answer, ChunkPlan, ChunkRunner, Contract, contract_of
 
 
 def chunk(start: int, rows: int = 8, width: int = 2) -> np.ndarray:
@@ -86,6 +79,58 @@ def test_ensembling_is_that_of_the_roll_outs() -> None:
 
 def test_great_decays_do_not_overflow() -> None:
     assert np.isfinite(ensemble([chunk(0)] * 50, 20.0)).all() and np.isfinite(ensemble([chunk(0)] * 50, -20.0)).all()
+
+
+def turn(angle: float) -> np.ndarray:
+    """The quaternion of a turn about z, with a number before it."""
+    return np.array([7.0, 0.0, 0.0, math.sin(angle / 2), math.cos(angle / 2)], np.float32)
+
+
+def angle_of(action: np.ndarray) -> float:
+    return 2 * math.atan2(action[3], action[4])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_quaternions_are_blended_as_rotations(sign: int) -> None:
+    """Number by number, opposite signs of one rotation would cancel out."""
+    turns = Turns(quaternions=(1,))
+    old, new = sign * np.stack([turn(0.2)] * 3), np.stack([turn(1.0)] * 3)
+    old[:, 0] = 3
+    for blended in (crossfade(old, new, turns), ensemble([old, new], 0.0, turns)):
+        assert np.allclose(np.linalg.norm(blended[:, 1:], axis=1), 1) and blended.dtype == np.float32
+        assert ((blended[:, 0] > 3) & (blended[:, 0] < 7)).all()
+    assert angle_of(ensemble([old, new], 0.0, turns)[0]) == pytest.approx(0.6, abs=1e-5)
+    faded = [angle_of(row) for row in crossfade(old, new, turns)]
+    assert faded == pytest.approx([0.4, 0.6, 0.8], abs=0.01)
+    assert np.array_equal(old[0], np.concatenate([[3], sign * turn(0.2)[1:]]).astype(np.float32))  # nothing is changed
+
+
+def test_opposite_rotations_have_no_mean_and_the_newer_is_taken() -> None:
+    turns, new = Turns(quaternions=(0,)), np.array([[0, 0, 0, 1]], np.float32)
+    old = np.array([[0, 0, 1, 0]], np.float32)
+    assert np.allclose(np.linalg.norm(crossfade(old, new, turns)), 1)
+    assert turns.whole(np.zeros((1, 4), np.float32), new).tolist() == new.tolist()
+
+
+def test_angles_are_blended_the_short_way_round() -> None:
+    turns = Turns(angles=(1,))
+    old, new = np.array([[1.0, 3.1]] * 3, np.float32), np.array([[2.0, -3.1]] * 3, np.float32)
+    blended = crossfade(old, new, turns)
+    assert blended[:, 0] == pytest.approx([1.25, 1.5, 1.75])
+    assert np.abs(np.abs(blended[:, 1]) - math.pi).max() < 0.05 and np.abs(blended[:, 1]).max() <= np.float32(math.pi)
+    assert np.abs(np.abs(ensemble([old, new], 0.0, turns)[:, 1]) - math.pi).max() < 0.05
+
+
+def test_a_plan_blends_the_rotations_that_a_server_announces() -> None:
+    about = {"kind": "policy", "actions": {"chunk": 4, "execute": 2, "width": 5, "quaternions": [1], "angles": []}}
+    contract = contract_of({"ideomotor": about})
+    assert contract.turns == Turns(quaternions=(1,))
+    for settings in ({"blend": 2}, {"decay": 0.0}):
+        plan = ChunkPlan(turns=contract.turns, **settings)
+        plan.add(np.stack([turn(0.5)] * 4), 0)
+        plan.take()
+        plan.add(-np.stack([turn(0.5)] * 4), 0)
+        assert np.linalg.norm(plan.take()[1:]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("settings", [{"blend": -1}, {"blend": 2, "decay": 0.1}, {"decay": math.inf}])
@@ -221,7 +266,15 @@ def test_failures_pass_and_the_plan_goes_on_until_it_ends() -> None:
     assert runner.failures == 0 and runner.last_error is None
 
 
-@pytest.mark.parametrize("error", [Refused("no camera", "bad_observation"), TypeError("a set cannot be sent")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        Refused("no camera", "bad_observation"),
+        Refused("2 sessions already", "too_many"),
+        NotLetIn("the wrong key"),
+        TypeError("a set cannot be sent"),
+    ],
+)
 def test_what_is_wrong_for_good_is_raised(error: Exception) -> None:
     contract = Contract(chunk=4, execute=2)
     runner = ChunkRunner(Simulated(contract, [error]), contract)

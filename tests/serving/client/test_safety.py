@@ -78,6 +78,23 @@ def test_a_robot_of_relative_actions_is_held_by_zeros() -> None:
     assert safe.check(np.array([1.0])).action.tolist() == pytest.approx([0.1])  # from standing still
 
 
+def test_a_robot_that_stands_out_of_bounds_is_led_back_step_by_step() -> None:
+    safe = SafetyFilter(Limits(low=-1, high=1, jump=0.5), 2, start=np.array([2.2, 0.0]))
+    led = [safe.check(np.array([0.9, 0.1])) for _ in range(4)]
+    assert [float(checked.action[0]) for checked in led] == pytest.approx([1.7, 1.2, 0.9, 0.9])
+    assert [checked.slowed for checked in led] == [True, True, False, False]
+    safe.release(np.array([-3.0, 0.0]))  # moved by hand
+    assert safe.check(None).action.tolist() == [-3, 0]  # held where it stands
+    assert safe.check(np.array([-9.0, 0.0])).action.tolist() == [-2.5, 0]
+    free = SafetyFilter(Limits(low=-1, high=1), 1, start=np.array([5.0]))
+    assert free.check(np.array([5.0])).action.tolist() == [1]
+
+
+def test_what_holds_a_robot_has_to_be_in_bounds() -> None:
+    with pytest.raises(ValueError, match=r"still is \[0.\], out of bounds 0.5 to 1"):
+        SafetyFilter(Limits(low=0.5, high=1), 1, still=np.zeros(1))
+
+
 def test_it_may_stop_at_once() -> None:
     with pytest.raises(SafetyStop):
         SafetyFilter(Limits(hold_steps=0), 1).check(None)

@@ -1,10 +1,10 @@
 """A server of a few lines, written from the protocol and with the reference codec, to try the clients on.
 
-    python tiny_server.py PORT ours|openpi|world|other|late
+    python tiny_server.py PORT ours|openpi|world|other|late|small
 
 Its policy answers ``[requests seen in this session, the request's prompt length]`` four times. A prompt "sleep 0.3" is
 answered late, "wrong" with an error, "hang up" with the connection's end, "die" with the server's, "part" with half a
-message. A world ends the connection at a negative action.
+message. A world ends the connection at a negative action. A small one takes messages of 1000 bytes.
 """
 
 import os
@@ -98,7 +98,7 @@ def make(port, kind, key=""):
             return connection.respond(401, "no\n")
         return None
 
-    settings = {"max_size": None, "compression": None, "process_request": guard}
+    settings = {"max_size": 1000 if kind == "small" else None, "compression": None, "process_request": guard}
     return serve(lambda connection: handle(connection, kind), "127.0.0.1", port, **settings)
 
 

@@ -4,8 +4,9 @@ The same folder is the package ``ideomotor_client`` (``pip install ideomotor-cli
 """
 
 from .asynchronous import AsyncClient
+from .blending import Turns
 from .blocking import Client
-from .errors import ConnectionLost, NoServer, Refused, ReplyTimeout, ServerChanged, ServingError
+from .errors import ConnectionLost, NoServer, NotLetIn, Refused, ReplyTimeout, ServerChanged, ServingError
 from .execution import ChunkPlan, ChunkRunner, Contract, Step, contract_of
 from .messages import Extras, Reply, WorldReply
 from .pacing import Pacer, RateReport
@@ -24,6 +25,7 @@ __all__ = [
     "Extras",
     "Limits",
     "NoServer",
+    "NotLetIn",
     "Pacer",
     "RateReport",
     "Refused",
@@ -34,6 +36,7 @@ __all__ = [
     "ServerChanged",
     "ServingError",
     "Step",
+    "Turns",
     "WorldReply",
     "contract_of",
     "run_chunks",

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from itertools import chain, repeat
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +29,9 @@ from .messages import (
     world_reply_of,
 )
 
+_WATCHED = 8
+"""Requests whose imagined frames are kept until they are read."""
+
 
 class _Link:
     """One connection: its book, who waits for which reply, and the task that reads."""
@@ -42,6 +44,15 @@ class _Link:
         self.lost: ServingError | None = None
         self.reader = asyncio.ensure_future(self._read())
 
+    def watch(self, key: int) -> None:
+        """Keeps the imagined frames of a request; of so many that nobody reads, those of the oldest are dropped."""
+        while len(self.parts) >= _WATCHED:
+            dropped = self.parts.pop(next(iter(self.parts)))
+            dropped.put_nowait(
+                {"error": {"message": f"frames were asked for {_WATCHED} times since, and these dropped"}}
+            )
+        self.parts[key] = asyncio.Queue()
+
     async def _read(self) -> None:
         try:
             while True:
@@ -50,7 +61,7 @@ class _Link:
                 except Refused as error:  # a text, by which only requests without ids are answered
                     self._oldest_gets(error)
         except connecting.library("websockets.exceptions").ConnectionClosed as error:
-            self.lost = ConnectionLost(f"{self.url} went away ({error}): ask again, and the next request connects anew")
+            self.lost = connecting.lost(error, self.url)
         except ServingError as error:
             self.lost = error
             await self.socket.close()
@@ -148,7 +159,10 @@ class AsyncClient:
         return world_reply_of(*await self._ask(message, Extras(session=session), "step"))
 
     async def imagined(self, reply: Reply) -> AsyncIterator[Mapping[str, np.ndarray]]:
-        """Yields the frames that belong to a reply asked for with ``imagine``, part after part: uint8 (t, h, w, 3)."""
+        """Yields the frames that belong to a reply asked for with ``imagine``, part after part: uint8 (t, h, w, 3).
+
+        Those of the newest eight such requests are kept.
+        """
         link = self._link
         if link is None or reply.request_id not in link.parts:
             return
@@ -207,8 +221,8 @@ class AsyncClient:
     async def _wait(self) -> tuple[Any, Mapping[str, Any]]:
         """Returns a connection and what the server said of itself, trying until one comes up or time is up."""
         connect = connecting.library("websockets.asyncio.client").connect
-        until = time.monotonic() + self.wait
-        for pause in chain(connecting.PAUSES_S, repeat(connecting.PAUSES_S[-1])):
+        attempts = connecting.Attempts(self.url, self.wait)
+        while True:
             try:
                 socket = await connect(self.url, **self._settings)
                 try:
@@ -217,11 +231,8 @@ class AsyncClient:
                     await socket.close()
                     raise
             except connecting.failures() as error:
-                reason = connecting.passing(error, self.url)
-            if time.monotonic() + pause > until:
-                raise connecting.too_late(self.url, self.wait, reason)
+                pause = attempts.pause(error)
             await asyncio.sleep(pause)
-        raise AssertionError("pauses never end")
 
     async def _reset(self, message: Mapping[str, Any], session: str) -> None:
         (await self._connected()).desk.forget(session)
@@ -241,20 +252,21 @@ class AsyncClient:
         else:
             link.waiting[asked.key] = future
             if extras.imagine:
-                link.parts[asked.key] = asyncio.Queue()
+                link.watch(asked.key)
         began = time.perf_counter()
+        stuck = asyncio.get_running_loop().call_later(self.timeout, link.socket.transport.abort)
         try:
             await link.socket.send(data)
+            stuck.cancel()
             answer = await asyncio.wait_for(future, self.timeout)
         except connecting.library("websockets.exceptions").ConnectionClosed as error:
-            raise ConnectionLost(
-                f"{self.url} went away ({error}): ask again, and the next request connects anew"
-            ) from error
+            raise connecting.lost(error, self.url) from error
         except asyncio.TimeoutError as error:
             if asked.key is None:
                 await link.socket.close()  # without ids a late reply would pass for the next one
             raise ReplyTimeout(f"{self.url} did not reply within {self.timeout:g} s") from error
         finally:
+            stuck.cancel()
             if asked.key is not None:
                 link.waiting.pop(asked.key, None)
         if "error" not in answer:

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from itertools import chain, repeat
 from threading import RLock
 from types import TracebackType
 from typing import Any
@@ -53,10 +52,10 @@ class Client:
             url: ``ws://HOST:PORT``.
             api_key: what the server wants to be told, if anything.
             wait: seconds that a server may take to come up, now and after it was lost.
-            timeout: seconds that a reply may take.
+            timeout: seconds that a reply may take, and that the server may read nothing of a request.
 
         Raises:
-            NoServer: none came up in time, or it wants another API key.
+            NoServer: none came up in time, or (``NotLetIn``) it wants another API key.
         """
         self.url, self.wait, self.timeout = connecting.checked_url(url), wait, timeout
         self._settings = connecting.settings(api_key)
@@ -169,22 +168,20 @@ class Client:
     def _wait(self) -> tuple[Any, Mapping[str, Any]]:
         """Returns a connection and what the server said of itself, trying until one comes up or time is up."""
         connect = connecting.library("websockets.sync.client").connect
-        until = time.monotonic() + self.wait
-        for pause in chain(connecting.PAUSES_S, repeat(connecting.PAUSES_S[-1])):
+        attempts = connecting.Attempts(self.url, self.wait)
+        while True:
             try:
                 # By its context manager, as newer releases want it; what closes it is `close`.
                 socket = ExitStack().enter_context(connect(self.url, **self._settings))
                 try:
+                    connecting.limit_sending(socket.socket, self.timeout)
                     return socket, parse(socket.recv(timeout=connecting.OPEN_S))
                 except BaseException:
                     socket.close()
                     raise
             except connecting.failures() as error:
-                reason = connecting.passing(error, self.url)
-            if time.monotonic() + pause > until:
-                raise connecting.too_late(self.url, self.wait, reason)
+                pause = attempts.pause(error)
             time.sleep(pause)
-        raise AssertionError("pauses never end")
 
     def _lose(self) -> None:
         socket, self._socket = self._socket, None
@@ -251,6 +248,6 @@ class Client:
             raise
         return key_of(message), message
 
-    def _lost(self, error: Exception) -> ConnectionLost:
+    def _lost(self, error: Exception) -> ServingError:
         self._socket = None
-        return ConnectionLost(f"{self.url} went away ({error}): ask again, and the next request connects anew")
+        return connecting.lost(error, self.url)

@@ -8,7 +8,11 @@ class ServingError(RuntimeError):
 
 
 class NoServer(ServingError, TimeoutError):
-    """No server was found in time, or none that lets this client in."""
+    """No server was found in time."""
+
+
+class NotLetIn(NoServer):
+    """What listens does not let this client in, and will not: the API key is wrong, or it is no policy server."""
 
 
 class ConnectionLost(ServingError, ConnectionError):
@@ -30,8 +34,8 @@ class Refused(ServingError):
     """The server answered with an error.
 
     Attributes:
-        code: bad_message, bad_observation, too_large, rate_limited, expired, internal or shutting_down; "" where a
-            foreign server did not say.
+        code: bad_message, bad_observation, too_large, too_many, rate_limited, expired, internal or shutting_down; ""
+            where a foreign server did not say.
     """
 
     def __init__(self, message: str, code: str = "") -> None:
@@ -42,3 +46,10 @@ class Refused(ServingError):
     def passing(self) -> bool:
         """Whether the same request may well be answered a moment later."""
         return self.code in ("rate_limited", "expired", "shutting_down")
+
+
+def passes(error: Exception) -> bool:
+    """Returns whether another request may well be answered: the server is away, or busy."""
+    if isinstance(error, Refused):
+        return error.passing
+    return isinstance(error, OSError) and not isinstance(error, NotLetIn)

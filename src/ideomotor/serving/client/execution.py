@@ -13,34 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .errors import Refused, ServerChanged
+from .blending import NUMBERS, Turns, crossfade, ensemble
+from .errors import ServerChanged, passes
 from .messages import OURS, PLAIN, Extras
-
-
-def crossfade(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Returns ``(k, width)`` actions that lead from ``old`` to ``new``, both ``(k, width)``, by weights in a line.
-
-    The first is mostly ``old``, the last mostly ``new``; neither end is wholly one of them.
-    """
-    weight = (np.arange(1, len(new) + 1) / (len(new) + 1)).astype(new.dtype)[:, None]
-    return (1 - weight) * old + weight * new
-
-
-def ensemble(chunks: list[np.ndarray], decay: float) -> np.ndarray:
-    """Returns the mean, at each step of the last chunk, of what all chunks say that reach it, weighted by their age.
-
-    All begin at the same step, the oldest comes first. What chunk ``i`` says, 0 the oldest that reaches the step,
-    weighs ``exp(-decay * i)``: 0 weighs all alike, more trusts the older ones, less than 0 the newer ones.
-
-    Source: ACT (Zhao et al. 2023, 2304.13705), algorithm 2.
-    """
-    newest = chunks[-1]
-    said, logs = np.zeros((len(chunks), *newest.shape)), np.full((len(chunks), len(newest), 1), -np.inf)
-    for i, chunk in enumerate(chunks):
-        reach = min(len(chunk), len(newest))
-        said[i, :reach], logs[i, :reach] = chunk[:reach], -decay * i
-    weights = np.exp(logs - logs.max(0))  # which chunk is number 0 does not matter: the weights are normalised
-    return ((weights * said).sum(0) / weights.sum(0)).astype(newest.dtype)
 
 
 class ChunkPlan:
@@ -50,19 +25,20 @@ class ChunkPlan:
         step: how many actions were taken; the first of what is planned is for this step.
     """
 
-    def __init__(self, *, blend: int = 0, decay: float | None = None) -> None:
+    def __init__(self, *, blend: int = 0, decay: float | None = None, turns: Turns = NUMBERS) -> None:
         """Takes one of two ways to go from an earlier chunk to a later one.
 
         Args:
             blend: over how many steps the later one fades in; 0 changes over at once.
             decay: instead, the mean of all chunks that reach a step; see ``ensemble``.
+            turns: which numbers are rotations.
 
         Raises:
             ValueError: both, or numbers without a meaning.
         """
         if blend < 0 or (blend and decay is not None) or (decay is not None and not math.isfinite(decay)):
             raise ValueError(f"blend is {blend}, decay {decay}; wanted steps of 0 or more, or instead a finite decay")
-        self.blend, self.decay = blend, decay
+        self.blend, self.decay, self.turns = blend, decay, turns
         self.clear()
 
     def clear(self) -> None:
@@ -93,10 +69,10 @@ class ChunkPlan:
         if self.decay is not None:
             ahead = [(begun, old) for begun, old in self._chunks if self.step - begun < len(old)]
             self._chunks = [*ahead, (start, chunk)]
-            new = ensemble([old[self.step - begun :] for begun, old in self._chunks], self.decay)
+            new = ensemble([old[self.step - begun :] for begun, old in self._chunks], self.decay, self.turns)
         elif self._planned is not None:
             overlap = min(self.blend, len(self._planned), len(new))
-            new[:overlap] = crossfade(self._planned[:overlap], new[:overlap])
+            new[:overlap] = crossfade(self._planned[:overlap], new[:overlap], self.turns)
         self._planned = new
         return late
 
@@ -123,6 +99,7 @@ class Contract:
         context: frames of an observation; they lie ``stride`` steps apart.
         prefix: whether the policy can be told which actions are under way.
         plain: the server knows openpi's protocol alone, so that requests hold nothing beside the observation.
+        turns: which numbers of an action are rotations, so that they are blended as such.
     """
 
     chunk: int
@@ -131,6 +108,7 @@ class Contract:
     stride: int = 1
     prefix: bool = False
     plain: bool = False
+    turns: Turns = NUMBERS
 
     def __post_init__(self) -> None:
         if min(self.execute, self.context, self.stride) < 1 or self.execute > self.chunk:
@@ -156,6 +134,7 @@ def contract_of(metadata: Mapping[str, Any]) -> Contract:
         context=int(seen.get("context") or 1),
         stride=int(seen.get("stride") or 1),
         prefix="prefix" in ours.get("extensions", ()),
+        turns=Turns(tuple(actions.get("quaternions") or ()), tuple(actions.get("angles") or ())),
     )
 
 
@@ -215,7 +194,7 @@ class ChunkRunner:
     ) -> None:
         """Takes who asks, and how a later chunk follows an earlier one: see ``ChunkPlan``."""
         self.asker, self.contract, self.session = asker, contract, session
-        self.plan = ChunkPlan(blend=blend, decay=decay)
+        self.plan = ChunkPlan(blend=blend, decay=decay, turns=contract.turns)
         self.latencies: deque[int] = deque([1], maxlen=8)
         self._awaited = 0  # answers to requests from before a reset, to be thrown away
         self._begin()
@@ -242,6 +221,7 @@ class ChunkRunner:
 
         Raises:
             Refused: the server says what is wrong with the observation.
+            NotLetIn: the API key is wrong, or what listens is no policy server.
             ServerChanged: another policy answers.
         """
         self._frames.append({name: np.asarray(frame) for name, frame in observation["images"].items()})
@@ -299,10 +279,5 @@ class ChunkRunner:
     def _failed(self, error: Exception | None) -> None:
         self.failures, self.last_error, self._asked = self.failures + 1, error, None
         self._fresh = self.plan.step == 0  # the server may not have begun anew
-        if error is not None and (isinstance(error, ServerChanged) or not _passes(error)):
+        if error is not None and (isinstance(error, ServerChanged) or not passes(error)):
             raise error
-
-
-def _passes(error: Exception) -> bool:
-    """Whether another request may well be answered: the server is away, or busy."""
-    return error.passing if isinstance(error, Refused) else isinstance(error, OSError)

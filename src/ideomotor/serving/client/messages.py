@@ -129,6 +129,7 @@ class Desk:
 
         Raises:
             ValueError: something is asked for that the server does not announce, or the message cannot be sent.
+            Refused: it is larger than the server says that it takes.
         """
         wanted = extras.message()
         if self.ours is None:
@@ -142,6 +143,13 @@ class Desk:
         wanted["request_id"] = self._asked
         is_new = extras.reset or not self._sessions.get(extras.session, False)
         data = packing.pack({**message, OURS: wanted})
+        most = (self.ours.get("limits") or {}).get("message_bytes")
+        if most is not None and len(data) > most:
+            raise Refused(
+                f"the request has {len(data)} bytes, and the server takes {most}: send smaller or fewer pictures, or "
+                "start it with more --limits.message-bytes",
+                "too_large",
+            )
         return Asked(self._asked, extras.session, is_new), data
 
     def answered(self, asked: Asked) -> None:

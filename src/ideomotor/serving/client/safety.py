@@ -64,7 +64,13 @@ class Checked:
 
 
 class SafetyFilter:
-    """Keeps one robot's actions within its limits, step by step."""
+    """Keeps one robot's actions within its limits, step by step.
+
+    A robot that stands outside its bounds (``start``) is led back into them, where there is a jump limit by steps of at
+    most that; until it is there what is sent lies outside, on the way, and is ``slowed``. Where it is held meanwhile it
+    stays where it is. A jump is counted number by number, also of a rotation: give angles that begin anew after a turn,
+    and quaternions, a jump that is wider than they are.
+    """
 
     def __init__(
         self, limits: Limits, width: int, *, still: np.ndarray | None = None, start: np.ndarray | None = None
@@ -79,13 +85,17 @@ class SafetyFilter:
             start: where the robot stands, in the units of an action, so that its first one cannot jump either.
 
         Raises:
-            ValueError: a limit is not one number, or one for each of ``width``.
+            ValueError: a limit is not one number, or one for each of ``width``; or ``still`` is out of bounds.
         """
         for name, bound in (("low", limits.low), ("high", limits.high), ("jump", limits.jump)):
             if bound is not None and np.shape(bound) not in ((), (width,)):
                 raise ValueError(f"{name} has shape {np.shape(bound)}; wanted one number, or {width}, one a dimension")
         self.limits, self.width = limits, width
         self.still = None if still is None else self._whole(still, "still")
+        if self.still is not None and (self._bounded(self.still) != self.still).any():
+            raise ValueError(
+                f"still is {self.still}, out of bounds {limits.low} to {limits.high}: it is what a held robot is sent"
+            )
         self.last = None if start is None else self._whole(start, "start")
         self.held = 0
         self.stopped = ""
