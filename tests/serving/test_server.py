@@ -1,6 +1,7 @@
 """The server over real sockets: the protocol, its extensions, errors, and who gets in."""
 
 import contextlib
+import errno
 import json
 import logging
 import socket
@@ -404,3 +405,21 @@ def test_the_journal_is_json_and_bounded(capsys):
     assert events["disconnected"]["requests"] == 2 and "secret" in events["preparing failed"]["traceback"]
     assert all(line["time"].endswith("+00:00") and line["level"] in ("info", "error") for line in lines)
     assert sum(line["event"] == "flood" for line in lines) <= 101  # at most two seconds' worth
+
+
+@pytest.mark.parametrize("size", [20_000, 200_000])
+def test_who_never_reads_hears_of_the_end_all_the_same(size, monkeypatch):
+    """Else the system goes on offering the answers (320 KB, or 3.2 MB) to a client whose window is shut."""
+    monkeypatch.setattr("ideomotor.serving.server._CLOSE_SECONDS", 0.3)
+    with serving(ping_seconds=0.4, send_seconds=0.4) as url, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = url.removeprefix("ws://").split(":")
+        deaf.connect((host, int(port)))
+        lines = ("GET / HTTP/1.1", "Host: a", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
+        deaf.sendall("\r\n".join((*lines, f"Sec-WebSocket-Key: {'a' * 22}==", "", "")).encode())
+        asked = CODEC.pack({"state": np.zeros(size, np.float32)})
+        deaf.sendall(b"\x82\xff" + len(asked).to_bytes(8, "big") + bytes(4) + asked)
+        until = time.monotonic() + 10
+        while time.monotonic() < until and not (error := deaf.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            time.sleep(0.02)
+        assert error == errno.ECONNRESET

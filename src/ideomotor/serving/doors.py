@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 from typing import Any
 
 from ideomotor.extras import require
@@ -13,6 +16,8 @@ _CHUNK = 32 * 1024
 _PINGS_A_SECOND, _PINGS_AT_ONCE = 10.0, 50
 _FRAGMENTS = 1024
 """Frames that one message may come in; empty ones count towards no limit of bytes."""
+_GAVE_UP = 1011
+"""With this a connection is closed on which no answer to a ping came."""
 
 
 class Doors:
@@ -46,17 +51,20 @@ class Doors:
                 self._fragments = 0
                 super().connection_made(transport)
                 if len(doors.sockets) > doors.most:
-                    self.transport.abort()
+                    cut(self.transport)
 
             def connection_lost(self, exc: Exception | None) -> None:
                 doors.sockets.discard(self)
                 self._moves()
+                sent = self.protocol.close_sent
+                if sent is not None and sent.code == _GAVE_UP and self.protocol.close_rcvd is None:
+                    _forget_unread(self.transport)
                 super().connection_lost(exc)
 
             def pause_writing(self) -> None:
                 super().pause_writing()
                 loop = asyncio.get_running_loop()
-                self._stalled = loop.call_later(doors.send_seconds, self.transport.abort)
+                self._stalled = loop.call_later(doors.send_seconds, cut, self.transport)
 
             def resume_writing(self) -> None:
                 self._moves()
@@ -67,11 +75,11 @@ class Doors:
                 if not isinstance(event, frames.Frame):
                     return  # the handshake
                 if event.opcode is frames.Opcode.PING and self._pings.take():
-                    self.transport.abort()
+                    cut(self.transport)
                 elif event.opcode in frames.DATA_OPCODES:
                     self._fragments = 0 if event.fin else self._fragments + 1
                     if self._fragments > _FRAGMENTS:
-                        self.transport.abort()
+                        cut(self.transport)
 
             def _moves(self) -> None:
                 if self._stalled is not None:
@@ -82,5 +90,19 @@ class Doors:
 
     def shut(self) -> None:
         """Cuts off whoever is still there."""
-        for socket in list(self.sockets):
-            socket.transport.abort()
+        for each in list(self.sockets):
+            each.transport.abort()
+
+
+def cut(transport: asyncio.Transport) -> None:
+    """Ends a connection at once, and tells the other side so whether it reads or not."""
+    _forget_unread(transport)
+    transport.abort()
+
+
+def _forget_unread(transport: asyncio.Transport) -> None:
+    """Lets the system throw away what was not read when the socket is closed: it would wait for a client that never
+    reads for another minute or two, and the client would not hear of the end.
+    """
+    with contextlib.suppress(OSError):  # it was closed already
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
