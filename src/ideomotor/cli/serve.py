@@ -113,7 +113,10 @@ def _about(folder: Path, about: Mapping[str, Any]) -> list[str]:
         + (f" (recorded as {one['recorded_as']})" if one.get("recorded_as") else "")
         for name, one in seen["images"].items()
     )
-    lines = [f"{folder}: {about['kind']} of {about['system']}", f"  sees {images}; {seen['context']} frames"]
+    lines = [
+        f"{folder}: {about['kind']} of {about['system']}",
+        f"  sees {images}; {seen['context']} frame" + "s" * (seen["context"] > 1),
+    ]
     if about["kind"] == "policy":
         more = ["a state of " + str(seen["state"])] * bool(seen["state"]) + ["a sentence"] * seen["prompt"]
         lines[-1] += f", {seen['stride']} steps apart" * (seen["context"] > 1) + "".join(f", {one}" for one in more)

@@ -287,10 +287,10 @@ def _nothing(folder: Path, how: Serving) -> str:
             "holds: serve a policy of `ideomotor vpp policy`"
         )
     wanted = "policy or world" if how.part is None else how.part
-    return (
-        f"{folder} holds no {wanted} to serve: give the --out folder of `ideomotor vpdd finetune`, `vpp policy`, "
-        "`ivideogpt world` or `ivideogpt dream`, or of `ideomotor import vpdd` or `import ivideogpt`"
-    )
+    stages = {"policy": "`vpdd finetune`, `vpp policy`, `ivideogpt dream`, `import vpdd`"}
+    stages["world"] = "`ivideogpt world`, `ivideogpt dream`, `import ivideogpt`"
+    given = ", ".join(stages.values()) if how.part is None else stages[how.part]
+    return f"{folder} holds no {wanted} to serve: give the --out folder of one of `ideomotor`'s {given}"
 
 
 def _refuse_idle_options(folder: Path, how: Serving, found: str, part: Part) -> None:
