@@ -69,6 +69,39 @@ def test_actions_are_the_rows_of_the_frames():
             replace(window, mode=mode).actions(rows, 0)
 
 
+def test_pooled_segments_count_what_is_done_between_their_frames():
+    rows = np.arange(10, dtype=np.float32)
+    window = SegmentWindow(frames=3, context=1, stride=3, pooled=True)
+    got, mask = window.actions(rows[:, None], 1)
+    assert got[:, 0].tolist() == [2, 5, 8] and got.dtype == np.float32 and mask.all()
+    assert window.rewards(rows, 1).tolist() == [1 + 2 + 3, 4 + 5 + 6, 7 + 8 + 9]
+    assert replace(window, pooled=False).rewards(rows, 1).tolist() == [1, 4, 7]
+    assert window.frame_indices(1, 10).tolist() == [1, 4, 7]
+    # At the end: the last action is repeated, and no reward comes twice.
+    got, mask = window.actions(rows[:9, None], 1)
+    np.testing.assert_allclose(got[:, 0], [2, 5, (7 + 8 + 8) / 3], rtol=1e-6)
+    assert mask.all() and window.rewards(rows[:9], 1).tolist() == [6, 15, 15]
+    # Of a shorter episode the stride shrinks, and what is pooled with it.
+    assert window.actions(rows[:7, None], 0)[0][:, 0].tolist() == [0.5, 2.5, 4.5]
+    assert window.rewards(rows[:2], 0).tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match=r"only frames a stride apart \(in_order, first\) have actions between them"):
+        replace(window, mode="random_selection")
+
+
+def test_a_loader_pools_rewards_and_actions(tmp_path):
+    actions = np.arange(9, dtype=np.float32)[:, None] / 8  # row k + 1 was done at frame k
+    made = np.zeros((9, 3, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", observation=made, action=actions, reward=actions, discount=actions)
+    window = SegmentWindow(frames=4, context=2, stride=2, pooled=True)
+    clip = ClipLoader([Source(open_dataset(tmp_path), window=window)], batch_size=2, seed=1, rewards=True).batch(0)
+    first = torch.tensor([1.5, 3.5, 5.5, 7.5]) / 8
+    assert {tuple(row.tolist()) for row in clip.actions[..., 0]} == {
+        tuple(first.tolist()),
+        (*tuple((first + 1 / 8)[:3].tolist()), 1.0),
+    }
+    assert clip.rewards[:, :3].equal(2 * clip.actions[:, :3, 0])
+
+
 def test_a_loader_gives_the_rewards_of_the_actions(tmp_path):
     """From the files, through the cache of frames, as the replay gives them: row k leads to the frame after frame k."""
     actions = np.arange(8, dtype=np.float32)[:, None] / 8

@@ -346,6 +346,24 @@ def test_imagine_names_what_is_wrong(
     assert said in " ".join(capsys.readouterr().err.split()) and not out.exists()
 
 
+def test_a_pooled_world_is_told_what_is_done_between_its_frames(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    config = replace(tiny(), window=replace(tiny().window, stride=3, pooled=True))
+    run_world(data(home / "data", home), config, home / "tokenizer", None, 0, tmp_path / "world", 0, False)
+    told = []
+    plain = World.imagine
+    monkeypatch.setattr(World, "imagine", lambda *given: (told.append(given[-1]), plain(*given))[1])
+    source, out = home / "data/push/000001.npz", tmp_path / "out.npz"
+    words = ("--input", source, "--greedy", "--start", 1, "--out", out)
+    assert ideomotor("imagine", tmp_path / "world", *words, "--horizon", 4) == 0
+    with np.load(source) as made:  # row k + 1 was done at frame k
+        done = made["action"][1:][1 + 3 : 1 + 3 + 4 * 3].reshape(4, 3, 2).mean(1)
+    np.testing.assert_allclose(told[0][0].numpy(), done, rtol=1e-6)
+    assert ideomotor("imagine", tmp_path / "world", *words, "--horizon", 6) == 2
+    assert "shorten --horizon to 5" in " ".join(capsys.readouterr().err.split())
+
+
 def test_imagine_says_that_a_folder_holds_no_world(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ("--input", home / "data/push/000001.npz", "--horizon", 4, "--out", tmp_path / "out.npz")
     for folder, said in ((home / "tokenizer", "holds no world"), (tmp_path / "nowhere", "there is no folder")):

@@ -19,7 +19,7 @@ from ideomotor.data.latent_windows import Draw, read_latents, vae_of
 from ideomotor.data.mixture import Mixture, Source
 from ideomotor.data.signals import read_actions, read_proprio, read_rewards, refuse_other_widths
 from ideomotor.data.token_cache import TokenCache, windows_key
-from ideomotor.data.windows import WindowIndex
+from ideomotor.data.windows import WindowIndex, rewards_in
 from ideomotor.types import Clip, domain_id
 
 _Signal = Float32[np.ndarray, "t width"]
@@ -148,8 +148,7 @@ class _SourceReader:
         self.vaes = {vae_of(source.dataset, camera) for camera in self.cameras.values()} if latents else set()
         self.actions = self._read_actions() if actions else None
         self.states = self._read_states() if actions else None
-        # A column, so that a window cuts them as it cuts actions.
-        self.rewards = [read_rewards(each)[:, None] for each in source.dataset.episodes] if rewards else None
+        self.rewards = [read_rewards(each) for each in source.dataset.episodes] if rewards else None
         self.tokens = None if caches is None else self._fitting(caches, "token")
         self.features = None if features is None else self._fitting(features, "feature")
 
@@ -179,8 +178,8 @@ class _SourceReader:
             actions = torch.from_numpy(np.stack([chunk for chunk, _ in chunks]))
             mask = torch.from_numpy(np.stack([recorded for _, recorded in chunks]))
         if self.rewards is not None:
-            chunks = [config.actions(self.rewards[number], anchor, draw) for number, anchor, draw in places]
-            rewards = torch.from_numpy(np.stack([chunk[:, 0] for chunk, _ in chunks]))
+            brought = [rewards_in(config, self.rewards[number], anchor, draw) for number, anchor, draw in places]
+            rewards = torch.from_numpy(np.stack(brought))
         if with_proprio and self.states is not None:
             now = [config.frame_indices(at, episodes[n].length, draw)[config.context - 1] for n, at, draw in places]
             proprio = torch.from_numpy(np.stack([self.states[p[0]][row] for p, row in zip(places, now, strict=True)]))

@@ -35,6 +35,9 @@ class SegmentWindow:
         mode: which frames; see above.
         span: of the two random modes, the length of the stretch in strides; ``frames`` by default.
         every: distance between neighbouring anchors.
+        pooled: what is done between two frames counts as well: a frame's action is the mean of those until the next
+            frame, its reward their sum. Without, as published, it is its own alone. (So hold an action for ``stride``
+            steps to do what such a world was told.)
 
     Source:
         iVideoGPT (arXiv 2405.15223), section 4.1 and the data loader of its release. There an episode is drawn at
@@ -47,6 +50,7 @@ class SegmentWindow:
     mode: Mode = "in_order"
     span: int | None = None
     every: int = 1
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         if self.context < 1 or self.frames < self.context or min(self.stride, self.every) < 1:
@@ -58,6 +62,11 @@ class SegmentWindow:
             raise ValueError(
                 f"segment of {self.frames} frames has mode={self.mode!r}, span={self.span}: only the random modes draw "
                 "from a stretch, and it is at least as long as the segment"
+            )
+        if self.pooled and self.mode not in ("in_order", "first"):
+            raise ValueError(
+                f"segment has mode={self.mode!r} and pooled=True: only frames a stride apart (in_order, first) have "
+                "actions between them to pool"
             )
         if self.mode == "goal" and self.frames < 3:
             raise ValueError(f"a segment with a goal has {self.frames} frames; it needs 3: goal, context, future")
@@ -104,7 +113,7 @@ class SegmentWindow:
     ) -> tuple[Float[np.ndarray, "chunk action"], Bool[np.ndarray, " chunk"]]:
         """Returns the action taken at each frame of the segment, and where the frame is no repetition.
 
-        They are the rows of those very frames: where frames are skipped, so are their actions.
+        They are the rows of those very frames: where frames are skipped, so are their actions, unless ``pooled``.
 
         Raises:
             ValueError: the frames are not in order of time, so no action leads from one to the next.
@@ -112,7 +121,23 @@ class SegmentWindow:
         if self.mode in ("goal", "random_shuffle"):
             raise ValueError(f"segments of mode {self.mode!r} are not in order of time: load with actions=False")
         wanted = self._wanted(anchor, len(recorded), draw)
-        return recorded[np.minimum(wanted, len(recorded) - 1)], wanted < len(recorded)
+        taken = recorded[self._between(wanted, len(recorded))].mean(1, dtype=recorded.dtype)
+        return taken, wanted < len(recorded)
+
+    def rewards(self, recorded: Float[np.ndarray, " t"], anchor: int, draw: int = 0) -> Float[np.ndarray, " chunk"]:
+        """Returns what those actions brought. Past the episode's end nothing more is brought where ``pooled``; else,
+        as with actions, the last row comes again.
+        """
+        wanted = self._wanted(anchor, len(recorded), draw)
+        if not self.pooled:
+            return recorded[np.minimum(wanted, len(recorded) - 1)]
+        sums = np.concatenate([[0.0], np.cumsum(recorded, dtype=np.float64)])
+        until = np.minimum(wanted + self._stride(len(recorded)), len(recorded))
+        return (sums[until] - sums[np.minimum(wanted, len(recorded))]).astype(recorded.dtype)
+
+    def _between(self, wanted: Int[np.ndarray, " t"], length: int) -> Int[np.ndarray, "t between"]:
+        """The recorded rows that count for each frame."""
+        return np.minimum(wanted[:, None] + np.arange(self._stride(length) if self.pooled else 1), length - 1)
 
     @property
     def _random(self) -> bool:

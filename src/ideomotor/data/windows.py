@@ -173,6 +173,15 @@ class WindowIndex:
         return batch
 
 
+def rewards_in(
+    window: Window, recorded: Float[np.ndarray, " t"], anchor: int, draw: int = 0
+) -> Float[np.ndarray, " chunk"]:
+    """Returns what the window's actions brought."""
+    if isinstance(window, SegmentWindow):
+        return window.rewards(recorded, anchor, draw)
+    return window.actions(recorded[:, None], anchor, draw)[0][:, 0]  # cut as actions are
+
+
 def refuse_other_context(frames: Mapping[str, UInt8[Tensor, "b t c h w"]], window: Window) -> None:
     """Refuses more or fewer frames than a policy was trained to look at: it would act on the wrong ones.
 

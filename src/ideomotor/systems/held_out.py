@@ -14,7 +14,7 @@ from ideomotor.data.formats import open_dataset
 from ideomotor.data.mixture import Source
 from ideomotor.data.segments import SegmentWindow
 from ideomotor.data.signals import read_rewards
-from ideomotor.data.windows import WindowIndex
+from ideomotor.data.windows import WindowIndex, rewards_in
 from ideomotor.systems.sources import read_facts
 
 
@@ -84,8 +84,7 @@ def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
         if episode.read_actions is not None:
             actions.append(torch.from_numpy(source.window.actions(episode.read_actions(), anchor)[0]))
         if episode.read_rewards is not None:
-            column = read_rewards(episode)[:, None]
-            rewards.append(torch.from_numpy(source.window.actions(column, anchor)[0][:, 0]))
+            rewards.append(torch.from_numpy(rewards_in(source.window, read_rewards(episode), anchor)))
     return HeldOut(
         frames=torch.cat(frames),
         actions=torch.stack(actions) if len(actions) == len(chosen) else None,

@@ -184,8 +184,8 @@ def cpu() -> IVideoGPT:
         trunk=LlamaConfig(layers=4, heads=4, width=256, inner=768, positions=512),
     )  # fmt: skip
     return IVideoGPT(
-        window=SegmentWindow(frames=12, context=2, every=1),
-        painted=SegmentWindow(frames=6, context=2, mode="random_selection", span=12),
+        window=SegmentWindow(frames=12, context=2, stride=4, pooled=True),  # nearer frames hardly tell actions
+        painted=SegmentWindow(frames=6, context=2, stride=4, mode="random_selection", span=12),
         tokenizer=tokenizer,
         world=world,
         reconstruction=ReconstructionConfig(pixels="l2", motion_weight=30.0, economy=0.004),

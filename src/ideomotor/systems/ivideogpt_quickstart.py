@@ -112,7 +112,7 @@ def write_scores(config: WorldQuickstart, model: IVideoGPT, out: Path, folder: P
     """Scores world and deaf copy on held-out clips, and writes figures and videos into ``folder``."""
     world = World.load(out / "world")
     shape = model.window
-    window = SegmentWindow(frames=shape.frames, context=shape.context, stride=shape.stride)
+    window = SegmentWindow(frames=shape.frames, context=shape.context, stride=shape.stride, pooled=shape.pooled)
     clips = held_out_clips(out / "world", (), window, model.size, config.clips)
     others = {
         "without actions": World.load(out / "deaf"),

@@ -76,7 +76,7 @@ def evaluate(
     # By the whole path: folders of other runs are often called "world" too.
     others = {} if against is None else {str(against): World.load(against, sampling=sampling, seed=seed)}
     shape = config.window
-    window = SegmentWindow(frames=shape.frames, context=shape.context, stride=shape.stride)
+    window = SegmentWindow(frames=shape.frames, context=shape.context, stride=shape.stride, pooled=shape.pooled)
     held_out = held_out_clips(folder, data, window, config.size, clips)
     scores = score(world, held_out, others, samples=samples, seed=seed)
     write_json(out, as_json(scores))

@@ -64,7 +64,9 @@ def imagine_episode(
     if stride is None:
         stride = config.window.stride if facts is None else facts.stride
     start = 0 if start is None else start
-    window = SegmentWindow(frames=world.context + horizon, context=world.context, stride=stride)
+    window = SegmentWindow(
+        frames=world.context + horizon, context=world.context, stride=stride, pooled=config.window.pooled
+    )
     if start < 0 or start + stride * (world.context - 1) >= chosen.length:
         raise ValueError(f"start is {start}; {chosen.id} has frames 0..{chosen.length - 1}, of which the context needs "
                          f"{world.context}: take an earlier one")  # fmt: skip
@@ -73,7 +75,7 @@ def imagine_episode(
     known = int((indices < chosen.length).sum())
     cameras = [] if facts is None else [name for name in facts.camera.split(",") if name in chosen.frames]
     frames = read_frames(chosen, [*cameras, *chosen.frames][0], indices[:known].tolist(), size)
-    actions = _actions(world, chosen, indices, known, horizon)
+    actions = _actions(world, chosen, window, start)
     seen = frames[None, : world.context].expand(samples, -1, -1, -1, -1)
     told = None if actions is None else actions.expand(samples, -1, -1)
     imagined = world.imagine(seen, horizon, told)
@@ -127,22 +129,24 @@ def _write_arrays(out: Path, world: World, seen: UInt8[Tensor, "b t c h w"], ima
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def _actions(world: World, episode: Episode, indices: np.ndarray, known: int, horizon: int) -> torch.Tensor | None:
+def _actions(world: World, episode: Episode, window: SegmentWindow, start: int) -> torch.Tensor | None:
     """The actions that lead to the imagined frames, 1 x horizon x a."""
     if not world.action_width:
         return None
     if episode.read_actions is None:
         raise ValueError(f"{episode.id} records no actions, and this world wants them: take an episode that has them")
     recorded = episode.read_actions()
-    leading = indices[world.context - 1 : -1]
     if recorded.shape[1] != world.action_width:
         raise ValueError(
             f"{episode.id} has actions of width {recorded.shape[1]}; this world hears {world.action_width}: take data "
             "of the robot it was trained on"
         )
-    if leading[-1] >= episode.length:
+    rows = start + window.stride * np.arange(world.context - 1, window.frames - 1)
+    between = rows[:, None] + np.arange(window.stride if window.pooled else 1)
+    if between[-1, -1] >= episode.length:
+        fit = int((between[:, -1] < episode.length - 1).sum())  # the last row leads to no frame
         raise ValueError(
-            f"{episode.id} has {episode.length} frames and actions, and frame {leading[-1]} is asked for: shorten "
-            f"--horizon to {known - world.context}, or begin earlier (--start)"
+            f"{episode.id} has {episode.length} frames and actions, and frame {between[-1, -1]} is asked for: shorten "
+            f"--horizon to {fit}, or begin earlier (--start)"
         )
-    return torch.from_numpy(recorded[leading])[None]
+    return torch.from_numpy(recorded[between].mean(1, dtype=recorded.dtype))[None]
