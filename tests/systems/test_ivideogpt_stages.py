@@ -89,6 +89,10 @@ def test_presets_fit_together(name: str) -> None:
         (lambda c: {"world": replace(c.world, context_tokens=16)}, "--world.context-tokens 64"),
         (lambda c: {"world": replace(c.world, dynamics_codes=9)}, "--world.dynamics-codes 125"),
         (lambda c: {"window": replace(c.window, context=3)}, "set all four"),
+        (
+            lambda c: {"shared_codes": True, "tokenizer": replace(c.tokenizer, codebook="ema")},
+            "wants codes with coordinates",
+        ),
         (lambda c: {"window": replace(c.window, frames=99)}, "fit behind the context"),
         (lambda c: {"window": replace(c.window, mode="goal")}, "set world.action_width 0"),
         (
@@ -162,6 +166,27 @@ def test_a_stopped_stage_ends_at_the_same_bits(home: Path, tmp_path: Path, monke
     run_world(options, tiny(), home / "tokenizer", None, 0, tmp_path / "world", 0, False)
     ours, theirs = (load_file(folder / "world/world/model.safetensors") for folder in (tmp_path, home))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_shared_codes_leave_a_world_of_the_published_form(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ideomotor.systems.stages as stages
+
+    config, options, plain = replace(tiny(), shared_codes=True), data(home / "data", home), stages.Run
+    run_world(options, config, home / "tokenizer", None, 0, tmp_path / "whole", 0, False)
+    monkeypatch.setattr(stages, "Run", lambda *given, **named: plain(*given, **named, pause_at=2))
+    with pytest.raises(Stopped):
+        run_world(options, config, home / "tokenizer", None, 0, tmp_path / "stopped", 0, False)
+    monkeypatch.setattr(stages, "Run", plain)
+    run_world(options, config, home / "tokenizer", None, 0, tmp_path / "stopped", 0, False)
+    published, whole, stopped = (
+        World.load(folder).predictor.state_dict()
+        for folder in (home / "world", tmp_path / "whole", tmp_path / "stopped")
+    )
+    assert {name: row.shape for name, row in whole.items()} == {name: row.shape for name, row in published.items()}
+    assert whole["embedding.weight"].std() > 5 * published["embedding.weight"].std()  # it began otherwise
+    assert all(row.equal(stopped[name]) for name, row in whole.items())
 
 
 @pytest.mark.parametrize("lora", [0, 2])

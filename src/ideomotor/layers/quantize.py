@@ -215,6 +215,12 @@ class FSQ(nn.Module):
         """Returns the vectors with those ids, to the bit what ``forward`` returned with them in float32."""
         return self._values(ids[..., None] // self._strides % self._levels)
 
+    @property
+    def features(self) -> Float[Tensor, "size levels"]:
+        """For every code a 1 at the level of each of its coordinates, one after the other, and 0 elsewhere."""
+        digits = torch.arange(self.size)[:, None] // self._strides.cpu() % self._levels.cpu()
+        return torch.cat([F.one_hot(digits[:, axis], count) for axis, count in enumerate(self.levels)], 1).float()
+
     def _values(self, digits: Int[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return (2 * digits + 1).float() / self._levels - 1
 

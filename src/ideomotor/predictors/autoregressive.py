@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ideomotor.layers.linear import Linear
 from ideomotor.layers.llama import KeyValueCache, Llama, LlamaConfig
 from ideomotor.layers.sampling import Sampling
+from ideomotor.layers.shared_rows import merge_rows, share_rows
 from ideomotor.layers.symlog import symexp, symlog
 from ideomotor.types import Losses
 
@@ -142,6 +143,21 @@ class AutoregressivePredictor(nn.Module):
             nn.init.zeros_(self.action.bias)
         self.reward = nn.Linear(width, 1) if config.reward else None
         self.reconstruction = nn.Linear(width, config.action_width) if config.action_reconstruction else None
+
+    def share_codes(self, context: Float[Tensor, "codes f"], dynamics: Float[Tensor, "codes g"]) -> None:
+        """Lets codes that have features in common share what is learned of them, until ``merge_codes``.
+
+        Embedding and head begin anew, the embedding larger than published: else a narrow transformer takes long to
+        find out that a token mostly stays what it was, as what the first layer adds drowns which one it is.
+        """
+        features = torch.block_diag(context, dynamics, torch.eye(2))
+        share_rows(self.embedding, features, std=0.25, own_std=0.02)
+        share_rows(self.head, features, std=0.01, own_std=0.002)
+
+    def merge_codes(self) -> None:
+        """Ends ``share_codes``: the same numbers, in the tables of before."""
+        merge_rows(self.embedding)
+        merge_rows(self.head)
 
     def sequence(self, context: Int[Tensor, "b c n"], dynamics: Int[Tensor, "b f m"]) -> Int[Tensor, "b l"]:
         """Returns the ids that the transformer reads; codes of both kinds count from 0 here."""

@@ -39,6 +39,8 @@ class IVideoGPT:
         critic: an adversary of the tokenizer, None for none.
         critic_start: tokenizer step from which the critic counts.
         world: sizes of the transformer.
+        shared_codes: codes of an FSQ tokenizer that agree in a coordinate share what a world that begins from nothing
+            learns of it. Not published; the world that is saved has the published form.
         save_every: training steps after which a stage's state is saved.
     """
 
@@ -52,6 +54,7 @@ class IVideoGPT:
     critic: PatchCriticConfig | None = None
     critic_start: int = 0
     world: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
+    shared_codes: bool = False
     save_every: int = 200
     tokenizer_stage: Stage = field(
         default_factory=lambda: Stage(steps=500_000, batch=64, optim=OptimConfig(lr=5e-4, warmup=500, bf16=True))
@@ -67,6 +70,11 @@ class IVideoGPT:
         if self.save_every < 1 or self.critic_start < 0:
             raise ValueError(
                 f"save_every is {self.save_every} and critic_start {self.critic_start}; wanted 1, 0 or more"
+            )
+        if self.shared_codes and tokenizer.codebook != "fsq":
+            raise ValueError(
+                f"shared_codes wants codes with coordinates; the tokenizer's codebook is {tokenizer.codebook!r}: set "
+                "tokenizer.codebook 'fsq', or shared_codes False"
             )
         context = {tokenizer.context_length, self.window.context, self.painted.context, world.context}
         if len(context) > 1:
@@ -188,10 +196,11 @@ def cpu() -> IVideoGPT:
         painted=SegmentWindow(frames=6, context=2, stride=4, mode="random_selection", span=12),
         tokenizer=tokenizer,
         world=world,
+        shared_codes=True,
         reconstruction=ReconstructionConfig(pixels="l2", motion_weight=30.0, economy=0.004),
-        tokenizer_stage=Stage(steps=800, batch=16, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True)),
+        tokenizer_stage=Stage(steps=600, batch=16, optim=OptimConfig(lr=1e-3, warmup=50, bf16=True)),
         world_stage=Stage(
-            steps=2400, batch=6, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.05, betas=(0.9, 0.98), bf16=True)
+            steps=2000, batch=8, optim=OptimConfig(lr=1e-3, warmup=50, weight_decay=0.05, betas=(0.9, 0.98), bf16=True)
         ),
     )
 

@@ -136,7 +136,7 @@ def write_scores(config: WorldQuickstart, model: IVideoGPT, out: Path, folder: P
 def report_of(config: WorldQuickstart, out: Path) -> Path:
     """Writes report.html from what the finished stages left, and returns its path."""
     scores = read_json(out / "scores" / "scores.json")
-    names = {"shuffled": "another clip's actions", "zero": "no action"}
+    names, shape = {"shuffled": "another clip's actions", "zero": "no action"}, model_of(config).window
     heard = scores["sensitivity"] or {}
     data = WorldPage(
         title="ideomotor: a world to act in",
@@ -152,7 +152,8 @@ def report_of(config: WorldQuickstart, out: Path) -> Path:
             for row in scores["videos"]
         ],
         protocol={
-            "simulator": "Meta-World v3, camera corner, 64 px, two simulator steps an action",
+            "simulator": f"Meta-World v3, camera corner, 64 px, a frame every {2 * shape.stride} simulator steps",
+            "actions": f"the mean of the {shape.stride} that lead to a frame",
             "tasks": config.tasks,
             "episodes a task": f"{config.episodes}, of experts whose hand shakes more or less",
             "demonstrations": config.demonstrations or "none",

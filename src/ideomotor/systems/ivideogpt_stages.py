@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ideomotor.layers.lora import add_lora, merge_lora
 from ideomotor.layers.perceptual import load_perceptual
+from ideomotor.layers.quantize import FSQ
 from ideomotor.predictors.autoregressive import AutoregressiveConfig, AutoregressivePredictor
 from ideomotor.systems.ivideogpt import IVideoGPT, WorldModeling, packed
 from ideomotor.systems.sources import DataOptions, Sources, TrainingClips, open_sources, recorded_actions, token_caches
@@ -67,13 +68,20 @@ def train_world(
     ``lora`` above 0 trains pairs of that rank beside the trunk, which are merged into it at the end.
     """
     predictor = AutoregressivePredictor(config.world)
+    sharing = config.shared_codes and earlier is None
     if earlier is not None:
         take_over(predictor, earlier)
+    if sharing:
+        seen, foretold = tokenizer.context_codebook, tokenizer.dynamics_codebook
+        assert isinstance(seen, FSQ) and isinstance(foretold, FSQ)  # IVideoGPT sees to it
+        predictor.share_codes(seen.features, foretold.features)
     if lora:
         add_lora(predictor.trunk, lora)
     fit(WorldModeling(predictor, tokenizer), config.world_stage, clips, run)
     if lora:
         merge_lora(predictor.trunk)
+    if sharing:
+        predictor.merge_codes()
     run.save(tokenizer, tokenizer.config, "tokenizer")
     run.save(predictor, config.world, "world", meta=learned_with(run.dir, "tokenizer"))
 
