@@ -1,5 +1,8 @@
 """What of the agent the golden numbers do not say."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.func import grad
@@ -96,6 +99,38 @@ def test_bf16_keeps_losses_fp32(network):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert critic(batch()).total.dtype == torch.float32
         assert actor(critic.seen).total.dtype == torch.float32
+
+
+def test_far_actions_and_strange_ones_cost_what_is_declared(network):
+    critic = CriticLearning(network)
+    critic(batch())
+    seen, noise = critic.seen, torch.zeros(4, 3)
+    plain = ActorLearning(network).losses(seen, noise).total
+    far = network.actor.unbounded(seen.features)
+    torch.testing.assert_close(far.tanh(), network.actor(seen.features))
+    priced = ActorLearning(network, outward=0.5).losses(seen, noise).total
+    torch.testing.assert_close(priced - plain, 0.5 * far.square().mean())
+    done = torch.rand(2, 3)
+    shown = replace(seen, shown=seen.features[:2], done=done)
+    like = ActorLearning(network, cloning=3.0)
+    strange = (network.actor(seen.features[:2]) - done).square().mean()
+    torch.testing.assert_close(like.losses(shown, noise).total - plain, 3.0 * strange)
+    assert like.losses(seen, noise).total.equal(plain)  # nothing was shown
+    assert ActorLearning(network).losses(shown, noise).total.equal(plain)
+
+
+def test_the_price_brings_an_actor_back_from_its_bounds(network):
+    critic = CriticLearning(network)
+    critic(batch(16))
+    with torch.no_grad():
+        network.actor.head[-1].bias.fill_(6.0)
+    ends = {}
+    for outward in (0.0, 0.1):
+        actor = ActorLearning(copy.deepcopy(network), outward=outward)
+        learner = Learner(actor, replace(PUBLISHED, lr=1e-2), 1)
+        for _ in range(60):
+            ends[outward] = learner.update(critic.seen)["ActorLearning/at_its_bounds"]
+    assert ends[0.0] > 0.6 and ends[0.1] < 0.3
 
 
 def test_noise_is_cut_and_the_gradient_is_not():

@@ -1,5 +1,6 @@
 """The loop learns, and a run that was stopped or killed ends as one that was not."""
 
+import json
 import os
 import signal
 import subprocess
@@ -121,6 +122,35 @@ def test_a_lost_episode_stops_a_resumed_run(tmp_path):
     (tmp_path / "replay/000000.npz").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"no readable episode 000000\.npz of the 1 .*--fresh"):
         run(tmp_path, SHORT)
+
+
+def test_it_does_as_was_shown_where_that_is_priced(tmp_path):
+    run(tmp_path / "first", replace(SHORT, steps=13))
+    shown, learned = tmp_path / "first" / "replay", {}
+    for cloning in (0.0, 100.0):
+        agent = replace(SHORT.agent, cloning=cloning, reward_scale=0.1, shift=2)
+        settings = replace(SHORT, agent=agent, steps=40, random_steps=0, batch=16, demonstrations=shown)
+        learned[cloning] = run(tmp_path / str(cloning), settings).network
+    episode = Replay(tmp_path / "first/replay", settings.replay).own(0)
+    frames = torch.from_numpy(np.stack([episode.stacked(row, 2) for row in range(len(episode))]))
+    off = {
+        cloning: np.square(network.mean_action(frames).numpy() - episode.actions[1:]).mean()
+        for cloning, network in learned.items()
+    }
+    assert off[100.0] < 0.6 * off[0.0]
+    rewards = (tmp_path / "0.0/metrics.jsonl").read_text()
+    assert "critic/batch_reward" in rewards
+
+
+def test_rewards_are_scaled_for_learning_and_nowhere_else(tmp_path):
+    said = []
+    for scale in (1.0, 0.01):
+        folder = tmp_path / str(scale)
+        run(folder, replace(SHORT, agent=replace(SHORT.agent, reward_scale=scale), steps=14), TRIALS[:1])
+        said.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["critic/batch_reward"])
+    assert said[1] == pytest.approx(0.01 * said[0], rel=1e-4)  # the first update's batches are the same
+    own = [np.load(tmp_path / f"{scale}/replay/000000.npz")["reward"] for scale in (1.0, 0.01)]
+    assert np.array_equal(*own)
 
 
 def test_demonstrations_are_drawn_and_never_touched(tmp_path):

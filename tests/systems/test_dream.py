@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 pytest.importorskip("gymnasium")
 
 from ideomotor import cli
-from ideomotor.data.replay import Replay, ReplayConfig
+from ideomotor.data.replay import Replay, ReplayConfig, Trajectory, write_trajectory
 from ideomotor.evaluation.episodes import read_log
 from ideomotor.rl.mbpo import taught
 from ideomotor.systems import dream as dreaming
@@ -24,7 +24,10 @@ from ideomotor.systems.dream import (
     for_task,
     networks,
     pixel_world,
+    published,
+    refuse_other_pace,
     run_dream,
+    small,
     smallest,
     some_frames,
 )
@@ -104,6 +107,35 @@ def test_the_twin_without_a_world(shown: Path, tmp_path: Path) -> None:
     rows = [row for file in (tmp_path / "trials").iterdir() for row in read_log(file)]
     assert {row.arm for row in rows} == {"drqv2"} and not (tmp_path / "world").exists()
     assert (tmp_path / "agent/model.safetensors").is_file()
+
+
+def test_demonstrations_of_another_pace_are_refused(shown: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"000000\.npz has 12 steps; an episode of this agent has 25 .*record whole"):
+        run_dream(for_task(small(), "plate-slide", "drqv2", shown), tmp_path / "run")
+    frames = np.zeros((101, 3, 64, 64), np.uint8)
+    ones = np.ones(101, np.float32)
+    coarse = Trajectory(frames=frames, actions=np.zeros((101, 4), np.float32), rewards=ones, discounts=ones)
+    write_trajectory(tmp_path / "shown/a.npz", coarse)
+    with pytest.raises(ValueError, match=r"has 100 steps; .* each action held for 8.*: set --repeat 2"):
+        run_dream(for_task(small(), "plate-slide", "drqv2", tmp_path / "shown"), tmp_path / "run")
+    refuse_other_pace(for_task(published(), "plate-slide", "drqv2", None), tmp_path / "shown")
+    with pytest.raises(ValueError, match="repeat is 7; episodes have 200 steps"):
+        replace(small(), repeat=7)
+
+
+@pytest.mark.sim
+def test_longer_steps_are_as_long_an_episode_and_earn_as_much() -> None:
+    earned, solved = {}, {}
+    for repeat in (2, 8):
+        world = pixel_world("plate-slide", "train", repeat=repeat)
+        try:
+            episode = shaken(world, 0.0, False, np.random.default_rng(0))
+        finally:
+            world.close()
+        assert len(episode) == 200 // repeat
+        earned[repeat], solved[repeat] = float(episode.rewards.sum()), float(episode.rewards.max())
+    assert solved[8] == pytest.approx(4 * solved[2], rel=0.05)  # 10 a step of the world and 5 of bonus, in either
+    assert earned[8] == pytest.approx(earned[2], rel=0.15)
 
 
 def test_a_video_shows_truth_beside_imagination(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ideomotor.types import Borrowed, Clip, Losses, Transitions
 
+_BOUND = 0.97  # where a tanh has 6 % of its slope left
 _EDGE = 1 - 1e-6  # an action of exactly 1 has no finite likelihood under some distributions, hence the published margin
 
 
@@ -96,7 +97,11 @@ class Actor(nn.Module):
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b action"]:
         """Returns the means, in -1..1."""
-        return self.head(self.trunk(features)).float().tanh()
+        return self.unbounded(features).tanh()
+
+    def unbounded(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b action"]:
+        """Returns what becomes the means by a tanh."""
+        return self.head(self.trunk(features)).float()
 
 
 class Critic(nn.Module):
@@ -185,37 +190,57 @@ class CriticLearning(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What the encoder made of a batch of frames."""
+    """What the encoder made of a batch of frames.
+
+    Attributes:
+        shown: beside it, what was made of frames of demonstrations; None for none.
+        done: what was done there.
+    """
 
     features: Float[Tensor, "b d"]
+    shown: Float[Tensor, "n d"] | None = None
+    done: Float[Tensor, "n action"] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Seen:
         """Returns it on ``device``."""
-        return Seen(features=self.features.to(device, non_blocking=non_blocking))
+        return Seen(
+            features=self.features.to(device, non_blocking=non_blocking),
+            shown=None if self.shown is None else self.shown.to(device, non_blocking=non_blocking),
+            done=None if self.done is None else self.done.to(device, non_blocking=non_blocking),
+        )
 
 
 class ActorLearning(nn.Module):
     """Owns the actor: what it does, with noise, shall be worth much to the lower of the two estimates.
 
+    Args:
+        network: whose actor it is.
+        clip: the farthest that noise goes.
+        outward: price of the mean square of what becomes an action by a tanh. Far out no gradient is left: an actor
+            that has climbed a young critic that far does the same for ever.
+        cloning: price of the mean squared distance from what was done in demonstrations.
+
     Attributes:
         std: deviation of the noise; whoever trains sets it before an update.
     """
 
-    def __init__(self, network: ActorCritic, clip: float = 0.3) -> None:
+    def __init__(self, network: ActorCritic, clip: float = 0.3, outward: float = 0.0, cloning: float = 0.0) -> None:
         super().__init__()
+        self.outward, self.cloning = outward, cloning
         self.actor, self.critic = network.actor, Borrowed(network.critic)
         self.actions, self.clip, self.std = network.config.actions, clip, 1.0
 
     def forward(self, seen: Seen) -> Losses:
-        """Returns the negative estimate."""
+        """Returns the negative estimate, and what far actions and strange ones cost beside it."""
         return self.losses(seen, torch.randn(len(seen), self.actions, device=seen.features.device))
 
     def losses(self, seen: Seen, noise: Float[Tensor, "b action"]) -> Losses:
         """Returns the losses under given standard-normal noise of the actions."""
-        mean = self.actor(seen.features)
+        unbounded = self.actor.unbounded(seen.features)
+        mean = unbounded.tanh()
         actions = noisy(mean, self.std, noise, self.clip)
         worth = self.critic(seen.features, actions).amin(-1)
         with torch.no_grad():
@@ -223,8 +248,16 @@ class ActorLearning(nn.Module):
             terms = {
                 "log_likelihood": normal.log_prob(actions).sum(-1).mean(),
                 "entropy": normal.entropy().sum(-1).mean(),
+                "at_its_bounds": (mean.abs() > _BOUND).float().mean(),
             }
-        return Losses(total=-worth.mean(), terms=terms)
+        total = -worth.mean()
+        if self.outward:
+            total = total + self.outward * unbounded.square().mean()
+        if self.cloning and seen.shown is not None and seen.done is not None:
+            strange = (self.actor(seen.shown) - seen.done).square().mean()
+            terms["cloning"] = strange.detach()
+            total = total + self.cloning * strange
+        return Losses(total=total, terms=terms)
 
 
 class Cloning(nn.Module):

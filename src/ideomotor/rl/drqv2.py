@@ -15,6 +15,7 @@ from ideomotor.policies.actor_critic import (
     ActorCriticConfig,
     ActorLearning,
     CriticLearning,
+    Seen,
     deviation,
     noisy,
 )
@@ -39,6 +40,9 @@ class DrQv2Config:
         noise_clip: farthest noise in an update; collecting has no bound.
         follow: share of the way that the target network moves an update.
         shift: pixels that pictures are moved by at random, in each direction.
+        reward_scale: what rewards are multiplied by before they are learned from; the two prices below are beside it.
+        outward: price of actions at their bounds, see ``ActorLearning``.
+        cloning: price of actions unlike the demonstrations', where there are any, see ``ActorLearning``.
     """
 
     network: ActorCriticConfig = field(default_factory=ActorCriticConfig)
@@ -47,6 +51,9 @@ class DrQv2Config:
     noise_clip: float = 0.3
     follow: float = 0.01
     shift: int = 4
+    reward_scale: float = 1.0
+    outward: float = 0.0
+    cloning: float = 0.0
 
     def __post_init__(self) -> None:
         deviation(0, self.noise)
@@ -57,6 +64,11 @@ class DrQv2Config:
                 f"follow {self.follow} must be in (0, 1], noise_clip {self.noise_clip} above 0, shift {self.shift} 0 "
                 "or more"
             )
+        if not (self.reward_scale > 0 and min(self.outward, self.cloning) >= 0):
+            raise ValueError(
+                f"reward_scale {self.reward_scale} must be above 0, outward {self.outward} and cloning {self.cloning} "
+                "0 or more"
+            )
 
 
 class DrQv2:
@@ -66,31 +78,43 @@ class DrQv2:
         self.config, self.seed, self.device = config, run.seed, run.device
         self.network = ActorCritic(config.network)
         self._critic = CriticLearning(self.network, config.noise_clip)
-        self._actor = ActorLearning(self.network, config.noise_clip)
+        self._actor = ActorLearning(self.network, config.noise_clip, config.outward, config.cloning)
         # A constant schedule is the same for any number of steps, so a run may later be given more.
         self.learners = (
             run.learner(self._critic, config.optim, steps=1, name="critic"),
             run.learner(self._actor, config.optim, steps=1, name="actor"),
         )
 
-    def updates(self, batch: Transitions, step: int, draw: int) -> Iterator[tuple[Learner, Batch]]:
+    def updates(
+        self, batch: Transitions, step: int, draw: int, shown: Transitions | None = None
+    ) -> Iterator[tuple[Learner, Batch]]:
         """Yields the two updates of a batch, each to be made before the next is asked for.
 
         Args:
             batch: from replay, imagination or both.
             step: agent steps so far, for the noise.
             draw: number of the batch, for the shifts.
+            shown: from demonstrations, for the actor to be like; its rewards are not looked at.
         """
         critic, actor = self.learners
         self._critic.std = self._actor.std = deviation(step, self.config.noise)
+        batch = replace(batch, rewards=batch.rewards * self.config.reward_scale)
         yield critic, shifted(batch, self.config.shift, seed_of(self.seed, "shift", draw))
         assert self._critic.seen is not None
-        yield actor, self._critic.seen
+        yield actor, self._critic.seen if shown is None else self._beside(self._critic.seen, shown, draw)
         self._critic.follow(self.config.follow)
 
     def explore(self, frames: UInt8[Tensor, "b t c h w"], step: int) -> Float[Tensor, "b action"]:
         """Returns actions with the noise of that step, to collect experience with."""
         return self.noised(self.network.mean_action(frames.to(self.device)), step, "explore", step)
+
+    @torch.no_grad()
+    def _beside(self, seen: Seen, shown: Transitions, draw: int) -> Seen:
+        """Returns what was seen with what is made of the demonstrations."""
+        moved = shifted(shown, self.config.shift, seed_of(self.seed, "shift", "shown", draw))
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.optim.bf16):
+            features = self.network.encoder(moved.frames.to(self.device))
+        return replace(seen, shown=features, done=moved.actions.to(self.device))
 
     def noised(self, mean: Float[Tensor, "b action"], step: int, *words: str | int) -> Float[Tensor, "b action"]:
         """Returns the actions with as much noise as at that step; same ``words``, same draws."""

@@ -22,7 +22,7 @@ from ideomotor.policies.actor_critic import ActorCritic
 from ideomotor.rl.collect import Collector, PixelEnv
 from ideomotor.rl.dreams import Dreams, imagine
 from ideomotor.rl.drqv2 import DrQv2
-from ideomotor.rl.model_free import ModelFreeConfig, Told, Trials, beginning, take_step
+from ideomotor.rl.model_free import ModelFreeConfig, Told, Trials, beginning, shown, take_step
 from ideomotor.rl.world_scores import Film, score_world
 from ideomotor.training.learner import Learner, seed_of
 from ideomotor.training.run import Round, Run
@@ -215,7 +215,8 @@ class _Loop:
         if step >= c.real.random_steps and self.collector.replay.episodes:
             for update in range(c.real.updates):
                 draw = step * c.real.updates + update
-                yield from self.agent.updates(self._mixed(draw), step, draw)
+                imitated = shown(c.real, self.agent, self.collector.replay, draw)
+                yield from self.agent.updates(self._mixed(draw), step, draw, imitated)
 
     def _learn_world(self, parts: Sequence[WorldPart], draw: int) -> Iterator[tuple[Learner, Batch]]:
         if parts:

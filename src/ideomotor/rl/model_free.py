@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ideomotor.data.replay import Replay, ReplayConfig
+from ideomotor.data.replay import Replay, ReplayConfig, draw_transitions
 from ideomotor.evaluation.episodes import EpisodeResult, EpisodeSpec, append, read_log
 from ideomotor.rl.collect import Collector, PixelEnv
 from ideomotor.rl.drqv2 import DrQv2, DrQv2Config
 from ideomotor.training.learner import Learner, seed_of
 from ideomotor.training.run import Round, Run
-from ideomotor.types import Batch
+from ideomotor.types import Batch, Transitions
 
 Told = Callable[[int, EpisodeResult], None]
 """Told of the agent step and the row of an episode that was tried."""
@@ -189,7 +189,15 @@ def _round(step: int, config: ModelFreeConfig, agent: DrQv2, collector: Collecto
         for update in range(config.updates):
             draw = step * config.updates + update
             batch = collector.replay.transitions(config.batch, seed_of(agent.seed, "replay"), draw)
-            yield from agent.updates(batch, step, draw)
+            yield from agent.updates(batch, step, draw, shown(config, agent, collector.replay, draw))
+
+
+def shown(config: ModelFreeConfig, agent: DrQv2, replay: Replay, draw: int) -> Transitions | None:
+    """Returns half as many transitions of demonstrations as a batch has; None where they shall not be cloned."""
+    if not config.agent.cloning or not replay.demonstrations:
+        return None
+    episodes, count = list(replay.demonstrations.values()), max(1, config.batch // 2)
+    return draw_transitions(episodes, replay.config, count, seed_of(agent.seed, "shown"), draw)
 
 
 def take_step(step: int, config: ModelFreeConfig, agent: DrQv2, collector: Collector) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from rich.console import Console
 from torch import Tensor
 
-from ideomotor.data.replay import ReplayConfig, Segments
+from ideomotor.data.replay import ReplayConfig, Segments, read_trajectory
 from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.episodes import EpisodeSpec
 from ideomotor.layers.perceptual import load_perceptual
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 Arm = Literal["mbpo", "drqv2"]
 _OPTIM = OptimConfig(lr=1e-4, schedule="constant", warmup=0, weight_decay=0.0, bf16=True)
+HORIZON = 200  # steps of Meta-World an episode of an agent has
 FPS = 5.0  # of written videos: slow enough to compare
 console = Console(stderr=True, soft_wrap=True)
 
@@ -58,6 +59,7 @@ class Dream:
 
     Attributes:
         learning: the agent, and when what learns.
+        repeat: steps of Meta-World that an action is held. The learned world's frames are as far apart.
         world: sizes of tokenizer and transformer; the sizes of an earlier world go before.
         transformer_every: agent steps between the transformer's updates.
         tokenizer_every: agent steps between the tokenizer's.
@@ -68,6 +70,7 @@ class Dream:
     """
 
     arm: Arm = "mbpo"
+    repeat: int = 2
     learning: MBPOConfig = field(default_factory=lambda: MBPOConfig(real=ModelFreeConfig(task="")))
     world: IVideoGPT = field(default_factory=IVideoGPT)
     transformer_every: int = 5
@@ -76,6 +79,10 @@ class Dream:
     transformer_optim: OptimConfig = field(default_factory=lambda: replace(_OPTIM, weight_decay=0.01))
     tokenizer_optim: OptimConfig = field(default_factory=lambda: _OPTIM)
     videos: bool = True
+
+    def __post_init__(self) -> None:
+        if self.repeat < 1 or HORIZON % self.repeat:
+            raise ValueError(f"repeat is {self.repeat}; episodes have {HORIZON} steps of the world: take a divisor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +188,12 @@ def film(
     write_video(path.with_suffix(".mp4"), comparison(seen, truth, imagined[None]), FPS)
 
 
-def pixel_world(task: str, goals: Literal["train", "test"], stack: int = 3) -> PixelWorld:
+def pixel_world(task: str, goals: Literal["train", "test"], stack: int = 3, repeat: int = 2) -> PixelWorld:
     """Returns a task's world for an agent that looks at pictures: Meta-World at 64 px, or the toy world at 32 px in
     short episodes, to try things out.
+
+    An action is held for ``repeat`` steps of Meta-World, and one of the toy world's. What a solved step brings more
+    grows with it, so that a step of 8 earns what four of 2 do (but for the one in which it is solved).
 
     Raises:
         ValueError: there is no such task.
@@ -191,7 +201,9 @@ def pixel_world(task: str, goals: Literal["train", "test"], stack: int = 3) -> P
     from ideomotor.envs.pixels import PixelConfig, PixelWorld, metaworld_pixels
 
     if task not in tasks_of("toy"):
-        return metaworld_pixels(task, goals=goals, config=PixelConfig(stack=stack, mirrored=True))
+        bonus = PixelConfig().success_bonus * repeat / PixelConfig().repeat
+        config = PixelConfig(stack=stack, repeat=repeat, duration=HORIZON // repeat, success_bonus=bonus, mirrored=True)
+        return metaworld_pixels(task, goals=goals, config=config)
     from ideomotor.envs.toy import ToyConfig, ToyEnv
 
     pixels = PixelConfig(stack=stack, repeat=1, duration=12)
@@ -240,8 +252,11 @@ def run_dream(
         refuse_unfit(config, earlier)
     if real.demonstrations is not None:
         read["demonstrations"] = digest(real.demonstrations)
+        refuse_other_pace(config, real.demonstrations)
     trials = [EpisodeSpec(task=real.task, seed=seed, goal=goal) for goal in goals[:episodes]]
-    world, trial_world = (pixel_world(real.task, split, real.replay.stack) for split in ("train", "test"))
+    world, trial_world = (
+        pixel_world(real.task, split, real.replay.stack, config.repeat) for split in ("train", "test")
+    )
     try:
         # Where the demonstrations lie decides nothing; what they are does.
         settings = DreamSettings(dream=for_task(config, real.task, config.arm, None), read=read)
@@ -278,6 +293,28 @@ def refuse_unfit(config: Dream, earlier: Networks | None) -> None:
         )
 
 
+def refuse_other_pace(config: Dream, demonstrations: Path) -> None:
+    """Refuses demonstrations of Meta-World whose actions were held for another time than the agent holds its own.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if config.learning.real.task in tasks_of("toy"):
+        return
+    wanted = HORIZON // config.repeat
+    for path in sorted(demonstrations.glob("*.npz")):
+        try:
+            steps = len(read_trajectory(path))
+        except ValueError:  # it is left out, and told of, when the run begins
+            continue
+        if steps != wanted:
+            way = f"set --repeat {HORIZON // steps}" if HORIZON % steps == 0 else "record whole episodes"
+            raise ValueError(
+                f"{path} has {steps} steps; an episode of this agent has {wanted} ({HORIZON} steps of the world, each "
+                f"action held for {config.repeat}): {way}"
+            )
+
+
 def digest(folder: Path) -> str:
     """Returns what identifies the demonstrations in a folder: the SHA-256 of their names and bytes.
 
@@ -306,16 +343,23 @@ def large() -> Dream:
 
 
 def small() -> Dream:
-    """Returns a form for a CPU: an agent of a quarter of the width, a world of the preset "cpu"."""
+    """Returns a form for a CPU: an agent of a quarter of the width, four times fewer and longer steps, which an actor
+    near the demonstrations learns from within minutes (docs/log.md), and a world of the preset "cpu".
+    """
     network = ActorCriticConfig(filters=16, hidden=256)
     agent = DrQv2Config(
-        network=network, optim=replace(PUBLISHED, lr=3e-4, bf16=True), noise=((0, 1.0), (2000, 0.2)), follow=0.02
-    )
-    real = ModelFreeConfig(task="", steps=2000, random_steps=200, batch=64, evaluate_every=500, agent=agent)
+        network=network, optim=replace(PUBLISHED, lr=3e-4, bf16=True), noise=((0, 0.4), (500, 0.2)), follow=0.02,
+        reward_scale=1e-3, outward=0.01, cloning=0.3,
+    )  # fmt: skip
+    real = ModelFreeConfig(
+        task="", steps=750, random_steps=50, updates=3, batch=64, evaluate_every=125, agent=agent,
+        replay=ReplayConfig(discount=0.96),
+    )  # fmt: skip
     optim = OptimConfig(lr=5e-4, schedule="constant", warmup=20, weight_decay=0.01, bf16=True)
     return Dream(
+        repeat=8,
         learning=MBPOConfig(
-            real=real, world_start=200, world_initial=200, world_batch=8, imagine_initial=4, imagine_every=50,
+            real=real, world_start=50, world_initial=200, world_batch=8, imagine_initial=4, imagine_every=25,
             imagine_batch=16,
         ),
         world=cpu(),

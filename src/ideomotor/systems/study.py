@@ -35,7 +35,7 @@ from ideomotor.evaluation.wording import duration
 from ideomotor.files import write_text
 from ideomotor.systems.progress import bar
 from ideomotor.systems.study_cells import Cell
-from ideomotor.systems.study_recipes import cells_of, recipe_of
+from ideomotor.systems.study_recipes import cells_of, recipe_of, with_reading
 from ideomotor.training.checkpoint import read_json
 from ideomotor.training.config import differences
 
@@ -83,7 +83,7 @@ def run_study(path: Path, out: Path, workers: int = 2, *, fresh: bool = False) -
         ValueError: the declaration is wrong, ``out`` holds another study, or another process runs it.
         RuntimeError: a cell failed; what it said is told. The others' rows are kept.
     """
-    study = read_study(path)
+    study = with_reading(read_study(path))
     cells = cells_of(study)
     if workers < 0:
         raise ValueError(f"workers is {workers}; wanted 0 (this process alone) or more")

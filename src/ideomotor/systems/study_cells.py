@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class Recipe:
         per_task: whether each task is a cell of its own; else one cell has all.
         run: called with the cell, its folder (kept between starts), and whom to tell of episodes. Killed at any point
             it is called again, and goes on from what it left in the folder.
+        reading: called with an arm's settings, once before anything runs; returns settings that follow from files which
+            the arm reads (their fingerprints), and which so become part of the declaration. None: it reads none.
     """
 
     settings: type
@@ -73,3 +75,4 @@ class Recipe:
     most_episodes: int
     per_task: bool
     run: Callable[[Cell, Path, Done], None]
+    reading: Callable[[Any], Mapping[str, Any]] | None = None

@@ -11,27 +11,38 @@ from ideomotor.data.replay import Replay, ReplayConfig
 from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.systems.dream import DREAMS, Arm, Dream, for_task, pixel_world, run_dream
 from ideomotor.systems.experience import shaken
+from ideomotor.systems.ivideogpt_stages import load_world
 from ideomotor.systems.study_cells import Cell, Done
+from ideomotor.training.checkpoint import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
 class MBRL:
-    """Settings of "mbrl". A study's ``at`` counts agent steps here, two of Meta-World each.
+    """Settings of "mbrl". A study's ``at`` counts agent steps here; one holds an action for as many steps of Meta-World
+    as the preset says (eight in "cpu").
 
     Attributes:
         learner: "mbpo", or "drqv2", the same agent without a world.
         preset: of ``systems.dream``, which the settings below change.
         demonstrations: episodes of the scripted expert that both learn from, the same for every arm and seed.
-        world_from: folder of a world to begin with; "" begins from nothing.
+        world_from: folder of a world to begin with, as seen from where the study is started; "" begins from nothing.
+            Its frames must be as far apart as the agent's (stride 4 of recordings with two steps each), mirrored as
+            the agent sees them, and it must not have learned from the study's tasks.
+        world_is: fingerprint of that world. Where a declaration leaves it out, it is filled in before anything runs,
+            so that the rows of two worlds are rows of two declarations.
         random_steps: at the beginning, with random actions.
-        noise_steps: until the noise on the actions has come down to ``noise``.
+        updates: of the agent after each later step.
+        noise_start: deviation of the noise on the actions in the beginning.
+        noise_steps: until it has come down to ``noise``.
         noise: deviation at its end.
+        cloning: price of actions unlike the demonstrations', see ``DrQv2Config``.
         world_start: step at which the world begins to learn.
         world_initial: updates of each of its parts then.
         transformer_every: steps between later updates of the transformer.
         tokenizer_every: steps between later updates of the tokenizer.
         imagine_every: steps between batches of rollouts.
         imagine_batch: rollouts of a batch.
+        horizon: steps of a rollout.
         real_ratio: share of an agent's batch that is real.
     """
 
@@ -39,15 +50,20 @@ class MBRL:
     preset: str = "cpu"
     demonstrations: int = 5
     world_from: str = ""
-    random_steps: int = 200
-    noise_steps: int = 1000
+    world_is: str = ""
+    random_steps: int = 50
+    updates: int = 3
+    noise_start: float = 0.4
+    noise_steps: int = 500
     noise: float = 0.2
-    world_start: int = 200
+    cloning: float = 0.3
+    world_start: int = 50
     world_initial: int = 200
     transformer_every: int = 10
     tokenizer_every: int = 40
-    imagine_every: int = 50
+    imagine_every: int = 25
     imagine_batch: int = 16
+    horizon: int = 10
     real_ratio: float = 0.5
 
     def __post_init__(self) -> None:
@@ -55,6 +71,10 @@ class MBRL:
             raise ValueError(
                 f"preset is {self.preset!r}, demonstrations {self.demonstrations}; wanted one of {', '.join(DREAMS)}, "
                 "and 0 or more"
+            )
+        if self.world_is and not self.world_from:
+            raise ValueError(
+                f"world_is {self.world_is[:12]} is the fingerprint of a world: name its folder, world_from"
             )
 
 
@@ -82,6 +102,7 @@ def run_mbrl(cell: Cell, folder: Path, done: Done) -> None:
         )  # fmt: skip
 
     settings: MBRL = cell.settings
+    reading(settings)
     run_dream(
         dream_of(cell, demonstrated(task, settings, folder / "demonstrations")),
         folder / "run",
@@ -92,20 +113,42 @@ def run_mbrl(cell: Cell, folder: Path, done: Done) -> None:
     )
 
 
+def reading(settings: MBRL) -> dict[str, str]:
+    """Returns what of the settings follows from what is read: the fingerprint of the world, where there is one.
+
+    Raises:
+        ValueError: there is no world in that folder, or another one than was declared.
+    """
+    if not settings.world_from or settings.learner == "drqv2":
+        return {}
+    folder = Path(settings.world_from).resolve()
+    _, predictor = load_world(folder)
+    found = fingerprint(predictor, predictor.config)
+    if settings.world_is not in ("", found):
+        raise ValueError(
+            f"the world in {folder} has the fingerprint {found}, and {settings.world_is} is declared (world_is): give "
+            "the declared world, or declare this one and choose another --out"
+        )
+    return {"world_is": found}
+
+
 def dream_of(cell: Cell, demonstrations: Path | None) -> Dream:
     """Returns the settings of the cell's run."""
     settings: MBRL = cell.settings
     config = for_task(DREAMS[settings.preset](), cell.tasks[0], settings.learner, demonstrations)
     learning = config.learning
-    agent = replace(learning.real.agent, noise=((0, 1.0), (settings.noise_steps, settings.noise)))
+    noise = ((0, settings.noise_start), (settings.noise_steps, settings.noise))
+    agent = replace(learning.real.agent, noise=noise, cloning=settings.cloning)
     real = replace(
-        learning.real, steps=cell.at[-1], evaluate_every=cell.at[0], random_steps=settings.random_steps, agent=agent
-    )
+        learning.real, steps=cell.at[-1], evaluate_every=cell.at[0], random_steps=settings.random_steps,
+        updates=settings.updates, agent=agent,
+    )  # fmt: skip
     return replace(
         config,
         learning=replace(
             learning, real=real, world_start=settings.world_start, world_initial=settings.world_initial,
-            imagine_every=settings.imagine_every, imagine_batch=settings.imagine_batch, real_ratio=settings.real_ratio,
+            imagine_every=settings.imagine_every, imagine_batch=settings.imagine_batch, horizon=settings.horizon,
+            real_ratio=settings.real_ratio,
         ),
         transformer_every=settings.transformer_every,
         tokenizer_every=settings.tokenizer_every,
@@ -117,8 +160,9 @@ def demonstrated(task: str, settings: MBRL, folder: Path) -> Path | None:
     """Records what is missing of the expert's episodes and returns their folder; None where there shall be none."""
     if not settings.demonstrations:
         return None
-    stack = DREAMS[settings.preset]().learning.real.replay.stack
-    replay, world = Replay(folder, ReplayConfig(stack=stack)), pixel_world(task, "train", stack)
+    preset = DREAMS[settings.preset]()
+    stack = preset.learning.real.replay.stack
+    replay, world = Replay(folder, ReplayConfig(stack=stack)), pixel_world(task, "train", stack, preset.repeat)
     try:
         for number in range(settings.demonstrations):
             if not (folder / f"{number:06d}.npz").is_file():

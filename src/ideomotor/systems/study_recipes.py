@@ -14,7 +14,7 @@ import numpy as np
 from ideomotor.evaluation.study import Study, check_keys
 from ideomotor.systems.collection_worlds import tasks_of
 from ideomotor.systems.study_cells import Cell, Done, Recipe
-from ideomotor.systems.study_mbrl import MBRL, run_mbrl
+from ideomotor.systems.study_mbrl import MBRL, reading, run_mbrl
 from ideomotor.systems.study_vpp import VPPEyes, run_vpp
 from ideomotor.training.config import config_from_json, config_to_json
 
@@ -116,6 +116,19 @@ def settings_of(recipe: Recipe, study: Study, arm: str) -> Any:
     return config_from_json(recipe.settings, {**_as_json(defaults), **given}, where)
 
 
+def with_reading(study: Study) -> Study:
+    """Returns the study with what its arms' settings say of the files that they read, so that its digest tells of them.
+
+    Raises:
+        ValueError: the recipe cannot run the study, or such files are missing or others than declared.
+    """
+    recipe = recipe_of(study)
+    if recipe.reading is None:
+        return study
+    arms = {arm: {**given, **recipe.reading(settings_of(recipe, study, arm))} for arm, given in study.arms.items()}
+    return dataclasses.replace(study, arms=arms)
+
+
 def cells_of(study: Study) -> list[Cell]:
     """Returns the cells of a study, seeds outermost: stopped half-way, all arms have the same seeds as far as can be.
 
@@ -159,6 +172,7 @@ def _recipes() -> dict[str, Recipe]:
             most_episodes=20,
             per_task=True,
             run=run_mbrl,
+            reading=reading,
         ),
         "vpp": Recipe(
             settings=VPPEyes,
