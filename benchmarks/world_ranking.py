@@ -25,7 +25,7 @@ from ideomotor.data.replay import Replay, ReplayConfig
 from ideomotor.evaluation.statistics import Estimate
 from ideomotor.layers.sampling import Sampling
 from ideomotor.policies.actor_critic import ActorCriticConfig
-from ideomotor.systems.dream import pixel_world
+from ideomotor.systems.agent_worlds import pixel_world
 from ideomotor.systems.experience import shaken
 from ideomotor.systems.ivideogpt import tiny
 from ideomotor.systems.ivideogpt_quickstart import WorldQuickstart

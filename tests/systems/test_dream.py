@@ -17,13 +17,13 @@ from ideomotor.data.replay import Replay, ReplayConfig, Trajectory, write_trajec
 from ideomotor.evaluation.episodes import read_log
 from ideomotor.rl.mbpo import taught
 from ideomotor.systems import dream as dreaming
+from ideomotor.systems.agent_worlds import pixel_world
 from ideomotor.systems.dream import (
     DREAMS,
     Dream,
     clip_of,
     for_task,
     networks,
-    pixel_world,
     published,
     refuse_other_pace,
     run_dream,

@@ -16,7 +16,7 @@ from ideomotor.evaluation.episodes import EpisodeSpec, read_log, read_rows
 from ideomotor.policies.actor_critic import ActorCritic, ActorCriticConfig
 from ideomotor.predictors.autoregressive import AutoregressivePredictor
 from ideomotor.systems import ranking as ranking_module
-from ideomotor.systems.dream import pixel_world
+from ideomotor.systems.agent_worlds import pixel_world
 from ideomotor.systems.experience import shaken
 from ideomotor.systems.ivideogpt import tiny
 from ideomotor.systems.ranking import ImaginedResult, Policy, RankingConfig, rank, summary, try_imagined, try_real

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import UInt8
@@ -28,6 +28,7 @@ from ideomotor.rl.collect import PixelEnv
 from ideomotor.rl.drqv2 import PUBLISHED, DrQv2, DrQv2Config
 from ideomotor.rl.mbpo import MBPOConfig, WorldPart
 from ideomotor.rl.model_free import ModelFreeConfig, Told
+from ideomotor.systems.agent_worlds import HORIZON, pixel_world
 from ideomotor.systems.collection_worlds import tasks_of
 from ideomotor.systems.ivideogpt import IVideoGPT, WorldModeling, cpu, published_large, published_small, tiny
 from ideomotor.systems.ivideogpt_stages import load_config, load_world, take_over
@@ -43,12 +44,8 @@ from ideomotor.training.optim import OptimConfig
 from ideomotor.training.run import Run
 from ideomotor.types import Clip
 
-if TYPE_CHECKING:
-    from ideomotor.envs.pixels import PixelWorld
-
 Arm = Literal["mbpo", "drqv2"]
 _OPTIM = OptimConfig(lr=1e-4, schedule="constant", warmup=0, weight_decay=0.0, bf16=True)
-HORIZON = 200  # steps of Meta-World an episode of an agent has
 FPS = 5.0  # of written videos: slow enough to compare
 console = Console(stderr=True, soft_wrap=True)
 
@@ -186,28 +183,6 @@ def film(
 ) -> None:
     """Writes truth, imagination and its error side by side."""
     write_video(path.with_suffix(".mp4"), comparison(seen, truth, imagined[None]), FPS)
-
-
-def pixel_world(task: str, goals: Literal["train", "test"], stack: int = 3, repeat: int = 2) -> PixelWorld:
-    """Returns a task's world for an agent that looks at pictures: Meta-World at 64 px, or the toy world at 32 px in
-    short episodes, to try things out.
-
-    An action is held for ``repeat`` steps of Meta-World, and one of the toy world's. What a solved step brings more
-    grows with it, so that a step of 8 earns what four of 2 do (but for the one in which it is solved).
-
-    Raises:
-        ValueError: there is no such task.
-    """
-    from ideomotor.envs.pixels import PixelConfig, PixelWorld, metaworld_pixels
-
-    if task not in tasks_of("toy"):
-        bonus = PixelConfig().success_bonus * repeat / PixelConfig().repeat
-        config = PixelConfig(stack=stack, repeat=repeat, duration=HORIZON // repeat, success_bonus=bonus, mirrored=True)
-        return metaworld_pixels(task, goals=goals, config=config)
-    from ideomotor.envs.toy import ToyConfig, ToyEnv
-
-    pixels = PixelConfig(stack=stack, repeat=1, duration=12)
-    return PixelWorld(ToyEnv(ToyConfig(task=task, size=32, horizon=pixels.horizon, goals=goals)), pixels)
 
 
 def run_dream(

@@ -23,7 +23,8 @@ from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.episodes import EpisodeResult, append, read_log
 from ideomotor.rl.collect import PixelEnv
 from ideomotor.rl.planning import Plan, Score, cem, imagined_score, mppi, shifted, undecided
-from ideomotor.systems.dream import FPS, pixel_world
+from ideomotor.systems.agent_worlds import pixel_world
+from ideomotor.systems.dream import FPS
 from ideomotor.systems.panels import framed, side_by_side
 from ideomotor.systems.quickstarts import claim
 from ideomotor.systems.world import World

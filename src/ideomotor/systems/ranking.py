@@ -27,7 +27,8 @@ from ideomotor.files import write_text
 from ideomotor.policies.actor_critic import ActorCritic, ActorCriticConfig, Cloning, noisy
 from ideomotor.rl.collect import PixelEnv
 from ideomotor.rl.dreams import imagine
-from ideomotor.systems.dream import digest, pixel_world
+from ideomotor.systems.agent_worlds import pixel_world
+from ideomotor.systems.dream import digest
 from ideomotor.systems.world import World
 from ideomotor.training.checkpoint import fingerprint, load_model
 from ideomotor.training.learner import seed_of

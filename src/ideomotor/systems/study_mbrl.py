@@ -9,7 +9,8 @@ import numpy as np
 
 from ideomotor.data.replay import Replay, ReplayConfig
 from ideomotor.evaluation.episodes import EpisodeResult
-from ideomotor.systems.dream import DREAMS, Arm, Dream, for_task, pixel_world, run_dream
+from ideomotor.systems.agent_worlds import pixel_world
+from ideomotor.systems.dream import DREAMS, Arm, Dream, for_task, run_dream
 from ideomotor.systems.experience import shaken
 from ideomotor.systems.ivideogpt_stages import load_world
 from ideomotor.systems.study_cells import Cell, Done
