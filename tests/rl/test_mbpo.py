@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ from dot_dream import OPTIM, DotDream, Painted, Rewarded, clip_of, run, settings
 from dot_world import TRIALS, DotWorld, config
 from test_model_free import scores
 
-from ideomotor.data.replay import Replay, ReplayConfig
+from ideomotor.data.replay import Replay, ReplayConfig, Trajectory
 from ideomotor.evaluation.episodes import read_log
 from ideomotor.policies.actor_critic import ActorCritic, ActorCriticConfig
 from ideomotor.rl.dreams import Dreams, Rollouts, imagine
-from ideomotor.rl.mbpo import WorldPart, imagined_mean, joined, taught
+from ideomotor.rl.mbpo import WorldPart, imagined_mean, joined, taught, within
 from ideomotor.rl.model_free import train
 from ideomotor.rl.world_scores import foretold, scored
 from ideomotor.training import Run, Stopped
@@ -154,6 +155,33 @@ def test_a_rollout_sees_its_own_frames_and_is_drawn_with_its_own_rewards(tmp_pat
     assert torch.equal(newest, torch.where(step == 0, 2, 99 + step)) and torch.allclose(
         batch.discounts, torch.tensor(0.9)
     )
+
+
+def test_imagined_rewards_are_cut_to_the_range_of_the_real_ones(tmp_path: Path) -> None:
+    def episode(*rewards: float) -> Trajectory:
+        rows = len(rewards) + 1
+        frames, actions = np.zeros((rows, 3, 16, 16), np.uint8), np.zeros((rows, 2), np.float32)
+        return Trajectory(
+            frames=frames,
+            actions=actions,
+            rewards=np.array([0, *rewards], np.float32),
+            discounts=np.ones(rows, np.float32),
+        )
+
+    frames = torch.zeros(1, 5, 3, 16, 16, dtype=torch.uint8)
+    dreamt = Rollouts(frames=frames, actions=torch.zeros(1, 3, 2), rewards=torch.tensor([[-5.0, 2.5, 470.0]]))
+    cut = within(dreamt, [episode(3.0, 2.0), episode(120.0)])
+    assert cut.rewards.tolist() == [[2.0, 2.5, 120.0]] and cut.frames is frames
+
+
+def test_a_bounded_run_keeps_no_reward_that_the_world_has_not_paid(whole: Path, tmp_path: Path) -> None:
+    def imagined(folder: Path) -> np.ndarray:
+        return np.concatenate([np.load(file)["rewards"] for file in sorted((folder / "imagined").glob("*.npz"))])
+
+    run(tmp_path, replace(settings(), bounded=True))
+    real = np.concatenate([np.load(file)["reward"][1:] for file in sorted((tmp_path / "replay").glob("*.npz"))])
+    assert real.min() <= imagined(tmp_path).min() and imagined(tmp_path).max() <= real.max()
+    assert imagined(whole).max() > real.max()  # or this would show nothing
 
 
 def test_files_are_kept_as_long_as_a_saved_state_needs_them(tmp_path: Path) -> None:

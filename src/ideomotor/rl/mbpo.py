@@ -12,15 +12,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ideomotor.data.replay import Segments
+from ideomotor.data.replay import Segments, Trajectory
 from ideomotor.evaluation.episodes import EpisodeSpec
 from ideomotor.policies.actor_critic import ActorCritic
 from ideomotor.rl.collect import Collector, PixelEnv
-from ideomotor.rl.dreams import Dreams, imagine
+from ideomotor.rl.dreams import Dreams, Rollouts, imagine
 from ideomotor.rl.drqv2 import DrQv2
 from ideomotor.rl.model_free import ModelFreeConfig, Told, Trials, beginning, shown, take_step
 from ideomotor.rl.world_scores import Film, score_world
@@ -67,6 +68,8 @@ class MBPOConfig:
         imagine_every: steps between later batches.
         imagine_batch: rollouts of a batch.
         real_ratio: share of an agent's batch that is real, once there is something imagined.
+        bounded: cuts imagined rewards to the range of the real ones. (Published: not. A young world foretells several
+            times what there is to earn, as it learns a reward's logarithm, and the critic believes it.)
         keep: batches of rollouts that are drawn from, the newest. (Published: all there ever were.)
         validate_every: episodes between looks at how well the world foretells the one that has just ended, before
             anything has learned from it.
@@ -83,12 +86,13 @@ class MBPOConfig:
     imagine_every: int = 100
     imagine_batch: int = 32
     real_ratio: float = 0.5
+    bounded: bool = False
     keep: int = 150
     validate_every: int = 5
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
-        counts = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), int)}
+        counts = {f.name: getattr(self, f.name) for f in fields(self) if type(getattr(self, f.name)) is int}
         if min(counts.values()) < 1 or not 0 <= self.real_ratio <= 1:
             raise ValueError(f"{counts} must be 1 or more each, real_ratio {self.real_ratio} in 0..1")
         if self.world_start >= self.real.steps:
@@ -236,7 +240,8 @@ class _Loop:
             mean = imagined_mean(self.agent.network, frames.to(self.agent.device), self.config.faults)
             return self.agent.noised(mean, step, "dream", number, ahead)
 
-        self.dreams.add(imagine(self.world, starts.frames, self.config.horizon, act))
+        rollouts = imagine(self.world, starts.frames, self.config.horizon, act)
+        self.dreams.add(within(rollouts, self.collector.replay.episodes) if self.config.bounded else rollouts)
         return iter(())
 
     def _mixed(self, draw: int) -> Transitions:
@@ -264,6 +269,12 @@ def taught(segments: Segments, faults: Sequence[Fault] = ()) -> Segments:
     (The last row then holds the first one's; it belongs to a frame that no segment has.)
     """
     return replace(segments, rewards=segments.rewards.roll(-1, 1)) if "late_reward" in faults else segments
+
+
+def within(rollouts: Rollouts, episodes: Sequence[Trajectory]) -> Rollouts:
+    """Returns the rollouts with rewards no smaller or larger than any of the episodes' (their resets bring none)."""
+    real = np.concatenate([episode.rewards[1:] for episode in episodes])
+    return replace(rollouts, rewards=rollouts.rewards.clamp(float(real.min()), float(real.max())))
 
 
 @torch.no_grad()

@@ -335,7 +335,7 @@ def small() -> Dream:
         repeat=8,
         learning=MBPOConfig(
             real=real, world_start=50, world_initial=200, world_batch=8, imagine_initial=4, imagine_every=25,
-            imagine_batch=16,
+            imagine_batch=16, bounded=True,
         ),
         world=cpu(),
         transformer_every=10,
