@@ -60,6 +60,20 @@ def test_transitions_by_hand(tmp_path):
     assert starts.actions[..., 0].equal(starts.rewards / 256)
 
 
+def test_a_coarse_episode_is_what_an_agent_of_longer_steps_would_have():
+    fine = episode(7)  # seven steps; row i was brought about by action i / 256 and earned i
+    coarse = fine.coarse(3)
+    assert coarse.frames[:, 0, 0, 0].tolist() == [0, 3, 6] and len(coarse) == 2
+    assert coarse.rewards.tolist() == [0, 1 + 2 + 3, 4 + 5 + 6] and coarse.discounts.tolist() == [1, 1, 1]
+    np.testing.assert_allclose(coarse.actions[:, 0], np.array([0, 2, 5]) / 256, rtol=1e-6)
+    later = fine.coarse(3, 1)
+    assert later.frames[:, 0, 0, 0].tolist() == [1, 4, 7] and later.rewards.tolist() == [0, 9, 18]
+    assert fine.coarse(1).actions.tolist() == fine.actions.tolist() and coarse.actions.dtype == np.float32
+    for held, start in ((8, 0), (3, 5), (0, 0)):
+        with pytest.raises(ValueError, match=f"has no {held} of them from step {start} on"):
+            fine.coarse(held, start)
+
+
 def test_an_end_cuts_the_value_off(tmp_path):
     ended = episode(5)
     ended.discounts[-1] = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -64,6 +64,29 @@ class Trajectory:
     ) -> UInt8[np.ndarray, "stack c h w"]:
         """Returns the last ``stack`` frames at a row, the first frame standing in for those before it."""
         return np.take(self.frames, np.arange(row - stack + 1, row + 1), axis=0, out=out, mode="clip")
+
+    def coarse(self, held: int, start: int = 0) -> Trajectory:
+        """Returns every ``held``-th frame from ``start`` on, with what was done between two as one action, their mean,
+        and what it brought as one reward, their sum: how an agent that holds its actions so long would have it.
+
+        Raises:
+            ValueError: not even two frames are left.
+        """
+        steps = (len(self) - start) // held if held > 0 and start >= 0 else 0
+        if steps < 1:
+            raise ValueError(f"an episode of {len(self)} steps has no {held} of them from step {start} on")
+        between = slice(start + 1, start + 1 + steps * held)
+        first = slice(start, start + 1)
+
+        def joined(rows: np.ndarray, how: Callable[..., np.ndarray]) -> np.ndarray:
+            return how(rows[between].reshape(steps, held, *rows.shape[1:]), 1)
+
+        return Trajectory(
+            frames=self.frames[start::held][: steps + 1],
+            actions=np.concatenate([0 * self.actions[first], joined(self.actions, np.mean)]),
+            rewards=np.concatenate([0 * self.rewards[first], joined(self.rewards, np.sum)]),
+            discounts=np.concatenate([0 * self.discounts[first] + 1, joined(self.discounts, np.prod)]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
