@@ -2,8 +2,9 @@
 
 On a finished `ideomotor ivideogpt quickstart` (`--run`): the pixel actor is cloned from its experience with more or
 fewer updates, the last clone is tried with noise on its actions too, and every policy is tried in Meta-World (test
-goals, cut off after `--steps` agent steps) and inside the world, from the same first frames, with the foretold rewards
-summed over as many steps; `--samples` futures are drawn and averaged, and beyond the trained horizon the window slides.
+goals, cut off after `--steps` steps, each as long as the world's) and inside the world, from the same first frames,
+with the foretold rewards summed over as many steps; `--samples` futures are drawn and averaged, and beyond the trained
+horizon the window slides.
 A row a policy; then Spearman's correlation of the imagined with the real returns, and with success, intervals by
 bootstrap over policies and episodes. OUT/ranking.svg is the scatter. Stopped, the same command goes on.
 """
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--task", default="button-press-topdown-wall", help="one that the quickstart has recorded")
     parser.add_argument("--out", type=Path, help="clones, episodes, drawing; RUN/ranking/TASK by default")
     parser.add_argument("--episodes", type=int, default=20, help="test goals a policy, at most 20")
-    parser.add_argument("--steps", type=int, default=50, help="agent steps of an episode")
+    parser.add_argument("--steps", type=int, default=20, help="steps of an episode, as far apart as the world's")
     parser.add_argument("--samples", type=int, default=2, help="futures drawn from each first frame")
     parser.add_argument("--seed", type=int, default=0, help="of cloning, noise and draws")
     args = parser.parse_args()
@@ -58,12 +59,13 @@ def main() -> None:
             f"{args.run} holds no finished quickstart: run `ideomotor ivideogpt quickstart`, or give --run"
         )
     folders = recorded(args.run, args.task)
-    horizon = load_config(args.run / "world").window.horizon
-    world = World.load(args.run / "world", horizon=horizon, sampling=Sampling(top_k=100))
+    window = load_config(args.run / "world").window
+    world = World.load(args.run / "world", horizon=window.horizon, sampling=Sampling(top_k=100))
     network = ActorCriticConfig(size=world.tokenizer.config.size, actions=world.action_width, filters=16, hidden=256)
     config = RankingConfig(
-        task=args.task, episodes=args.episodes, steps=args.steps, samples=args.samples, seed=args.seed, network=network
-    )
+        task=args.task, episodes=args.episodes, steps=args.steps, held=window.held, samples=args.samples,
+        seed=args.seed, network=network,
+    )  # fmt: skip
     if args.tiny:
         config = replace(config, updates=(0, 1, 2, 4, 8), batch=8, network=replace(network, stack=2, filters=4))
     ranking = rank(

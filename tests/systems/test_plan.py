@@ -82,11 +82,17 @@ def test_worlds_that_do_not_fit_are_refused() -> None:
         Planning(execute=9)
 
 
-def test_the_command_leaves_a_row_and_a_video_an_episode(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_leaves_a_row_and_a_video_an_episode(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("av")
     from test_dream import ideomotor, toy
 
+    from ideomotor.systems import plan
     from ideomotor.systems.dream import run_dream
+
+    repeats, plain = [], plan.pixel_world
+    monkeypatch.setattr(plan, "pixel_world", lambda *given: (repeats.append(given[3]), plain(*given))[1])
 
     run_dream(toy(None), tmp_path / "world", episodes=1)
     words = ("ivideogpt", "plan", "red", "--world", tmp_path / "world", "--episodes", 1, "--steps", 3)
@@ -95,6 +101,12 @@ def test_the_command_leaves_a_row_and_a_video_an_episode(tmp_path: Path, capsys:
     before = (tmp_path / "out/plan.jsonl").read_text()
     assert before.count("\n") == 1 and (tmp_path / "out/plan-30.mp4").stat().st_size > 500
     assert ideomotor(*words) == 0 and (tmp_path / "out/plan.jsonl").read_text() == before, "it is not run again"
+    settings = tmp_path / "world/ivideogpt.json"
+    settings.write_text(
+        settings.read_text().replace('"pooled": false', '"pooled": true').replace('"stride": 1', '"stride": 4', 1)
+    )
+    assert ideomotor(*words, "--out", tmp_path / "held") == 0
+    assert repeats == [2, 2, 8], "an action is held as long as the world takes it"
     with lock(tmp_path / "out"):
         assert ideomotor(*words) == 2 and "choose another --out" in capsys.readouterr().err
     goal = next((tmp_path / "world/replay").glob("*.npz"))

@@ -75,6 +75,23 @@ def test_killed_and_begun_again_it_tries_nothing_twice(
         rank(replace(CONFIG, steps=2), world, [recorded], tmp_path / "straight")
 
 
+def test_policies_hold_their_actions_as_long_as_the_learned_world_takes_them(
+    recorded: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, asked = [], []
+    clone = ranking_module.clone
+    monkeypatch.setattr(
+        ranking_module, "clone", lambda c, run, of: (lengths.extend(len(e) for e in of), clone(c, run, of))
+    )
+
+    def real(task: str, stack: int, held: int) -> object:
+        asked.append((task, stack, held))
+        return pixel_world(task, "test", stack)
+
+    rank(replace(CONFIG, held=5), world, [recorded], tmp_path, lambda said: None, real)
+    assert asked == [("red", 2, 5)] and lengths == [2, 2, 2, 1, 1]  # twelve recorded steps, from each of five starts
+
+
 class Told:
     """A real world that pays the sum of the action, and shows a picture of the goal that nothing changes."""
 

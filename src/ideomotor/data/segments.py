@@ -36,8 +36,7 @@ class SegmentWindow:
         span: of the two random modes, the length of the stretch in strides; ``frames`` by default.
         every: distance between neighbouring anchors.
         pooled: what is done between two frames counts as well: a frame's action is the mean of those until the next
-            frame, its reward their sum. Without, as published, it is its own alone. (So hold an action for ``stride``
-            steps to do what such a world was told.)
+            frame, its reward their sum. Without, as published, it is its own alone.
 
     Source:
         iVideoGPT (arXiv 2405.15223), section 4.1 and the data loader of its release. There an episode is drawn at
@@ -80,6 +79,11 @@ class SegmentWindow:
     def chunk(self) -> int:
         """Actions: one a frame of the segment, from its first frame on."""
         return self.frames
+
+    @property
+    def held(self) -> int:
+        """Recorded steps that an action stands for; who acts in a world of such segments holds his so long."""
+        return self.stride if self.pooled else 1
 
     @property
     def stretch(self) -> int:

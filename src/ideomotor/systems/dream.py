@@ -138,10 +138,10 @@ def dream(
     )  # fmt: skip
     run.save(tokenizer, tokenizer.config, "tokenizer")
     run.save(predictor, predictor.config, "world", meta=learned_with(run.dir, "tokenizer"))
-    write_json(
-        run.dir / WORLD_FILE,
-        config_to_json(replace(config.world, tokenizer=tokenizer.config, world=predictor.config)),
-    )
+    # It has learned from this agent's own steps, each of which is in the replay.
+    window = replace(config.world.window, stride=1, pooled=False)
+    left = replace(config.world, window=window, tokenizer=tokenizer.config, world=predictor.config)
+    write_json(run.dir / WORLD_FILE, config_to_json(left))
     return agent
 
 

@@ -25,6 +25,7 @@ from ideomotor.rl.collect import PixelEnv
 from ideomotor.rl.planning import Plan, Score, cem, imagined_score, mppi, shifted, undecided
 from ideomotor.systems.agent_worlds import pixel_world
 from ideomotor.systems.dream import FPS
+from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.panels import framed, side_by_side
 from ideomotor.systems.quickstarts import claim
 from ideomotor.systems.world import World
@@ -191,6 +192,7 @@ def run_plan(
     if not 1 <= episodes <= len(GOALS["test"]) or steps < 1:
         raise ValueError(f"episodes is {episodes}, steps {steps}; wanted 1 to {len(GOALS['test'])}, and 1 or more")
     inside = World.load(folder, horizon=planning.horizon, seed=seed)
+    repeat = 2 * load_config(folder).window.held  # episodes are recorded at 2
     picture = None if goal is None else read_trajectory(goal).frames[-1]
     settings = PlanSettings(
         task=task, seed=seed, steps=steps, planning=planning,
@@ -198,7 +200,7 @@ def run_plan(
         goal="" if goal is None else hashlib.sha256(goal.read_bytes()).hexdigest(),
     )  # fmt: skip
     with ExitStack() as held:
-        world = held.enter_context(closing(pixel_world(task, "test", max(3, inside.context))))
+        world = held.enter_context(closing(pixel_world(task, "test", max(3, inside.context), repeat)))
         out.mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(out))  # two at once would each add their rows
         if (out / "plan.json").exists():

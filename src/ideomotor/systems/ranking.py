@@ -49,6 +49,7 @@ class RankingConfig:
         noise: deviations; the clone of the most updates is tried with such noise on its actions too.
         episodes: of each policy, one a test goal.
         steps: of an episode, in both worlds.
+        held: recorded steps that an action is held for, as the learned world takes it (its ``window.held``).
         samples: futures imagined for each first frame; their returns are averaged.
         batch: transitions of an update.
         shift: pixels that pictures are moved by at random in cloning.
@@ -62,6 +63,7 @@ class RankingConfig:
     noise: tuple[float, ...] = (0.3, 0.6, 1.0)
     episodes: int = 20
     steps: int = 50
+    held: int = 1
     samples: int = 2
     batch: int = 64
     shift: int = 4
@@ -70,10 +72,10 @@ class RankingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.episodes, self.steps, self.samples, self.batch) < 1 or self.shift < 0:
+        if min(self.episodes, self.steps, self.held, self.samples, self.batch) < 1 or self.shift < 0:
             raise ValueError(
-                f"episodes {self.episodes}, steps {self.steps}, samples {self.samples}, batch {self.batch} must be 1 "
-                f"or more, shift {self.shift} 0 or more"
+                f"episodes {self.episodes}, steps {self.steps}, held {self.held}, samples {self.samples}, batch "
+                f"{self.batch} must be 1 or more, shift {self.shift} 0 or more"
             )
         if list(self.updates) != sorted(set(self.updates)) or min(self.updates, default=-1) < 0 or not self.last:
             raise ValueError(f"updates are {self.updates}; wanted rising numbers, the last above 0")
@@ -149,7 +151,7 @@ def rank(
     folders: Sequence[Path],
     out: Path,
     say: Callable[[str], None] = print,
-    real: Callable[[str, int], Any] = lambda task, stack: pixel_world(task, "test", stack),
+    real: Callable[[str, int, int], Any] = lambda task, stack, held: pixel_world(task, "test", stack, 2 * held),
 ) -> Ranking:
     """Clones, tries in both worlds, and writes ``out``/ranking.svg. Killed, the same call goes on.
 
@@ -159,7 +161,8 @@ def rank(
         folders: of the task's recorded episodes, in the replay layout.
         out: gets the clones, a row an episode in real.jsonl and imagined.jsonl, and the drawing.
         say: told of each policy that was tried.
-        real: makes the real world of a task, with that many frames an observation.
+        real: makes the real world of a task, with that many frames an observation, that holds an action for so many
+            recorded steps.
 
     Raises:
         ValueError: a world that does not fit, or nothing recorded.
@@ -173,10 +176,11 @@ def rank(
     read = {str(number): digest(folder) for number, folder in enumerate(folders)}
     read["world"] = fingerprint(world.predictor, world.predictor.config)
     specs = [EpisodeSpec(task=config.task, seed=config.seed, goal=goal) for goal in goals]
-    tried = real(config.task, config.network.stack)
+    tried = real(config.task, config.network.stack, config.held)
     try:
         with Run(out, seed=config.seed, config=RankingSettings(ranking=config, read=read)) as run:
-            episodes = [read_trajectory(path) for folder in folders for path in sorted(folder.glob("*.npz"))]
+            fine = [read_trajectory(path) for folder in folders for path in sorted(folder.glob("*.npz"))]
+            episodes = [episode.coarse(config.held, start) for episode in fine for start in range(config.held)]
             clone(config, run, episodes)
             starts = first_frames(tried, specs)
             for policy in policies(config, run):
