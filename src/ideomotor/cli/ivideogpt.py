@@ -122,7 +122,7 @@ class WorldEvaluate:
 class WorldQuickstart:
     """Everything, end to end: record experience in Meta-World, tokenizer, world, a copy without actions, a page.
 
-    About half an hour on two idle cores (52 CPU-minutes). Stopped at any point, the same command goes on.
+    About half an hour on two cores. Stopped at any point, the same command goes on.
     """
 
     out: Path = Path("runs/world")

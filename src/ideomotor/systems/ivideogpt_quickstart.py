@@ -32,7 +32,7 @@ from ideomotor.training.checkpoint import read_json, write_json
 from ideomotor.training.config import config_from_json, config_to_json
 
 console = Console(soft_wrap=True)
-FULL_BUDGET = 30.0  # minutes that the preset's steps are planned for on two idle cores; 52 CPU-minutes were measured
+FULL_BUDGET = 30.0  # minutes that the preset's steps are planned for on two idle cores; 33 were measured on busy ones
 STAGES = ("experience", "tokenizer", "world", "deaf", "scores")
 FPS = 5.0
 FUTURES = 8  # drawn of each clip that is scored
