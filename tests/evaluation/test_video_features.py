@@ -42,6 +42,22 @@ def test_fvd_hands_over_what_the_published_file_wants(script, generator):
     torch.testing.assert_close(features(clips), wanted)
 
 
+class Pooling(StandIn):
+    def forward(
+        self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
+    ) -> torch.Tensor:
+        return nn.functional.avg_pool3d(x, [6, 1, 1]).mean(dim=(3, 4)).flatten(1)
+
+
+def test_fvd_says_how_many_frames_it_needs(tmp_path, generator):
+    path = tmp_path / "i3d.pt"
+    torch.jit.script(Pooling()).save(str(path))
+    features = FVDFeatures(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert features(video(generator, 1, 6, 3, 6, 5)).shape == (1, 1, 3)
+    with pytest.raises(ValueError, match="no videos of 4 frames"):
+        features(video(generator, 1, 4, 3, 6, 5))
+
+
 def test_a_program_of_another_digest_is_not_opened(script, tmp_path, monkeypatch):
     path, digest = script
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was opened"))

@@ -57,7 +57,7 @@ def test_the_seen_frame_counts_only_as_published(videos):
 
 def test_batches_joined_equal_the_whole(videos):
     truth, futures = videos
-    given = {"context": 2, "lpips": l1, "features": Means()}
+    given = {"context": 2, "lpips": l1, "features": [Means()]}
     parts = [compare_videos(truth[i : i + 2], futures[:, i : i + 2], STRICT, **given) for i in (0, 2, 4)]
     episodes = ["a", "a", "b", "c", "c"]
     assert video_table(join(parts), episodes) == evaluate_videos(truth, futures, STRICT, episodes=episodes, **given)
@@ -65,7 +65,7 @@ def test_batches_joined_equal_the_whole(videos):
 
 def test_given_networks_add_their_rows(videos):
     truth, futures = videos
-    table = evaluate_videos(truth, futures, STRICT, context=1, lpips=l1, features=Means())
+    table = evaluate_videos(truth, futures, STRICT, context=1, lpips=l1, features=[Means()])
     distance = [
         [(truth[b, 1:].float() - f[b, 1:].float()).abs().mean().item() / 255 for f in futures] for b in range(5)
     ]
@@ -79,7 +79,7 @@ def test_given_networks_add_their_rows(videos):
 
 def test_clips_of_one_episode_are_drawn_together(videos):
     truth, futures = videos
-    row = evaluate_videos(truth, futures, STRICT, context=1, episodes=["one"] * 5, features=Means()).rows
+    row = evaluate_videos(truth, futures, STRICT, context=1, episodes=["one"] * 5, features=[Means()]).rows
     assert all(math.isnan(estimate.low) and math.isnan(estimate.high) for estimate in row.values())
 
 

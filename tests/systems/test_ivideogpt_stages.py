@@ -360,6 +360,7 @@ def test_imagine_writes_tokens_and_frames_or_a_video(home: Path, tmp_path: Path,
         (("--rounds", 2), "--rounds mean nothing to a world"),
         (("--start", 19), "take an earlier one"),
         (("--episode", "nobody"), "has no episode 'nobody'"),
+        (("--device", "cuda:99"), "this machine has cpu"),
         (("--greedy", "--samples", 2), "leave one out"),
     ],
 )
@@ -404,10 +405,12 @@ def test_imagine_takes_an_episode_that_was_held_out(home: Path, tmp_path: Path, 
     assert (tmp_path / "new/out.npz").is_file()
 
 
-def test_evaluation_scores_held_out_clips(home: Path, tmp_path: Path) -> None:
+def test_evaluation_scores_held_out_clips(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "scores.json"
-    assert ideomotor("ivideogpt", "evaluate", home / "world", "--clips", 8, "--samples", 2, "--out", out) == 0
+    words = ("--clips", 8, "--samples", 2, "--protocol", "ivideogpt", "--out", out)
+    assert ideomotor("ivideogpt", "evaluate", home / "world", *words) == 0
     scores = json.loads(out.read_text())
+    assert "mse (best)" in scores["ivideogpt"] and "by protocol, 8 clips, 2 futures" in capsys.readouterr().out
     assert set(scores["moving_psnr"]) == {"world", "last frame repeated"}
     assert all(len(values) == scores["horizon"] == 4 for values in scores["moving_psnr"].values())
     assert ideomotor("ivideogpt", "evaluate", home / "world", "--samples", 0, "--out", out) == 2

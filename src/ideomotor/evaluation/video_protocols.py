@@ -61,17 +61,15 @@ class Comparison:
 
     Attributes:
         values: by metric, of each future of each video, mean over the frames that count.
-        real: vectors of the true videos, if features were asked for.
-        fake: vectors of the futures.
-        frechet: the name of the distance on these vectors, or "".
+        real: by the name of the Frechet distance on them, vectors of the true videos; empty if none were asked for.
+        fake: the same of the futures.
         protocol: what it was made under.
         frames: how many frames of a video were scored.
     """
 
     values: dict[str, Float[Tensor, "futures b"]]
-    real: Float[Tensor, "b k d"] | None
-    fake: Float[Tensor, "futures b k d"] | None
-    frechet: str
+    real: dict[str, Float[Tensor, "b k d"]]
+    fake: dict[str, Float[Tensor, "futures b k d"]]
     protocol: VideoProtocol
     frames: int
 
@@ -116,7 +114,7 @@ def evaluate_videos(
     context: int,
     episodes: Sequence[Hashable] | None = None,
     lpips: PictureDistance | None = None,
-    features: VideoFeatures | None = None,
+    features: Sequence[VideoFeatures] = (),
 ) -> VideoTable:
     """Returns the table of videos that fit into memory; of more, ``video_table(join([compare_videos(...), ...]))``.
 
@@ -127,7 +125,7 @@ def evaluate_videos(
         context: how many frames were seen.
         episodes: which episode each video was cut from; see ``mean_of_clips``.
         lpips: the network with the trained weights of LPIPS, where the videos are; without it there is no such row.
-        features: for a Frechet distance, which is reported under their name; without them there is none.
+        features: each for a Frechet distance, which is reported under its name; without them there is none.
 
     Raises:
         ValueError: shapes that do not fit, or a context that leaves no future frame.
@@ -144,7 +142,7 @@ def compare_videos(
     *,
     context: int,
     lpips: PictureDistance | None = None,
-    features: VideoFeatures | None = None,
+    features: Sequence[VideoFeatures] = (),
 ) -> Comparison:
     """Returns one batch of videos compared; see ``evaluate_videos``."""
     if futures.ndim != 6 or futures.shape[0] < 1 or futures.shape[1:] != truth.shape:
@@ -159,9 +157,8 @@ def compare_videos(
     parts = [frame_scores(truth, future, lpips) for future in futures]
     return Comparison(
         values={name: torch.stack([part[name] for part in parts]).mean(-1).cpu() for name in parts[0]},
-        real=features(truth) if features is not None else None,
-        fake=torch.stack([features(future) for future in futures]) if features is not None else None,
-        frechet=features.name if features is not None else "",
+        real={each.name: each(truth) for each in features},
+        fake={each.name: torch.stack([each(future) for future in futures]) for each in features},
         protocol=protocol,
         frames=truth.shape[1],
     )
@@ -185,16 +182,13 @@ def join(parts: Sequence[Comparison]) -> Comparison:
     Raises:
         ValueError: no part, or parts made differently (protocol, metrics, frames, futures).
     """
-    made = [
-        (part.protocol, part.frames, part.frechet, *((n, len(v)) for n, v in part.values.items())) for part in parts
-    ]
+    made = [(part.protocol, part.frames, *part.real, *((n, len(v)) for n, v in part.values.items())) for part in parts]
     if len(set(made)) != 1:
         raise ValueError(f"parts made in {len(set(made))} ways cannot be joined: {set(made)}; wanted one way for all")
     return Comparison(
         values={name: torch.cat([part.values[name] for part in parts], dim=1) for name in parts[0].values},
-        real=torch.cat([part.real for part in parts if part.real is not None]) if parts[0].frechet else None,
-        fake=torch.cat([part.fake for part in parts if part.fake is not None], dim=1) if parts[0].frechet else None,
-        frechet=parts[0].frechet,
+        real={name: torch.cat([part.real[name] for part in parts]) for name in parts[0].real},
+        fake={name: torch.cat([part.fake[name] for part in parts], dim=1) for name in parts[0].fake},
         protocol=parts[0].protocol,
         frames=parts[0].frames,
     )
@@ -207,11 +201,11 @@ def video_table(comparison: Comparison, episodes: Sequence[Hashable] | None = No
         for reduction in comparison.protocol.reductions:
             rows[name, reduction] = mean_of_clips(reduced(values, reduction, LOWER_IS_BETTER[name]).tolist(), episodes)
     futures, videos = next(iter(comparison.values.values())).shape
-    if comparison.real is not None and comparison.fake is not None:
-        blocks = _blocks(range(videos) if episodes is None else episodes)
-        real = [moments(comparison.real[block].flatten(0, 1)) for block in blocks]
-        fake = [moments(comparison.fake[:, block].flatten(0, 2)) for block in blocks]
-        rows[comparison.frechet, "all"] = frechet_estimate(real, fake, comparison.protocol.divisor)
+    blocks = _blocks(range(videos) if episodes is None else episodes)
+    for name, vectors in comparison.real.items():
+        real = [moments(vectors[block].flatten(0, 1)) for block in blocks]
+        fake = [moments(comparison.fake[name][:, block].flatten(0, 2)) for block in blocks]
+        rows[name, "all"] = frechet_estimate(real, fake, comparison.protocol.divisor)
     return VideoTable(comparison.protocol.name, videos, futures, comparison.frames, rows)
 
 

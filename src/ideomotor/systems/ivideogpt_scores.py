@@ -16,13 +16,23 @@ from ideomotor.data.segments import SegmentWindow
 from ideomotor.evaluation.action_sensitivity import ActionSensitivity, action_sensitivity, exchanged
 from ideomotor.evaluation.statistics import Estimate
 from ideomotor.evaluation.video_metrics import SquaredError, moving_error, mse, repeat_last
-from ideomotor.evaluation.video_protocols import STRICT, compare_videos, join, video_table
+from ideomotor.evaluation.video_protocols import (
+    IVIDEOGPT,
+    STRICT,
+    Comparison,
+    VideoProtocol,
+    compare_videos,
+    join,
+    video_table,
+)
 from ideomotor.evaluation.world_page import STILL
 from ideomotor.layers.sampling import Sampling
 from ideomotor.predictors.autoregressive import PUBLISHED_SAMPLING
+from ideomotor.systems.devices import device_named
 from ideomotor.systems.held_out import HeldOut, held_out_clips
 from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.progress import bar
+from ideomotor.systems.video_scoring import NO_JUDGES, Judges, VideoScoring, open_judges, protocol_table
 from ideomotor.systems.world import World
 from ideomotor.training.checkpoint import write_json
 
@@ -36,6 +46,7 @@ class WorldScores:
     Attributes:
         moving_psnr: by name ("world", "last frame repeated", perhaps another world), a figure a step, in dB.
         strict: the table of the strict protocol: value, low and high by metric and reduction.
+        ivideogpt: that of the published protocol; None where it was not asked for.
         sensitivity: squared error (pixels in 0..1) with the true actions, and how much more with another clip's
             actions and with none; None for a world without actions, and where one clip is all there is.
         reward_error: mean absolute error of the foretold rewards ("world"), and of saying at every step the mean of
@@ -46,6 +57,7 @@ class WorldScores:
 
     moving_psnr: dict[str, list[float]]
     strict: dict[str, Estimate]
+    ivideogpt: dict[str, Estimate] | None
     sensitivity: ActionSensitivity | None
     reward_error: dict[str, float] | None
     clips: int
@@ -61,24 +73,30 @@ def evaluate(
     against: Path | None = None,
     clips: int = 64,
     samples: int = 1,
+    scoring: VideoScoring | None = None,
+    device: str = "cpu",
     seed: int = 0,
 ) -> WorldScores:
     """Scores the world in a stage's folder and writes the figures; see ``ideomotor ivideogpt evaluate --help``.
 
     Raises:
-        ValueError: no sample, or worlds and clips that do not fit together.
+        FileNotFoundError, ModuleNotFoundError: weights that are asked for are not there.
+        ValueError: no sample, no such device, files that are others, or worlds and clips that do not fit together.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; wanted at least one future of each clip")
-    config = load_config(folder)
+    config, scoring = load_config(folder), scoring or VideoScoring()
+    judges = open_judges(scoring, device_named(device))
     sampling = Sampling(temperature=0) if samples == 1 else PUBLISHED_SAMPLING
-    world = World.load(folder, sampling=sampling, seed=seed)
+    world = World.load(folder, device=device, sampling=sampling, seed=seed)
     # By the whole path: folders of other runs are often called "world" too.
-    others = {} if against is None else {str(against): World.load(against, sampling=sampling, seed=seed)}
+    others = {} if against is None else {str(against): World.load(against, device=device, sampling=sampling, seed=seed)}
     shape = config.window
     window = SegmentWindow(frames=shape.frames, context=shape.context, stride=shape.stride, pooled=shape.pooled)
     held_out = held_out_clips(folder, data, window, config.size, clips)
-    scores = score(world, held_out, others, samples=samples, seed=seed)
+    scores = score(
+        world, held_out, others, samples=samples, published=scoring.protocol == "ivideogpt", judges=judges, seed=seed
+    )
     write_json(out, as_json(scores))
     return scores
 
@@ -90,6 +108,8 @@ def score(
     *,
     samples: int = 1,
     futures: int = 1,
+    published: bool = False,
+    judges: Judges = NO_JUDGES,
     seed: int = 0,
 ) -> WorldScores:
     """Returns the figures of a world, beside other worlds on the same clips.
@@ -98,15 +118,18 @@ def score(
         world: what is scored.
         clips: that it never saw.
         others: by name, other worlds, whose moving pixels are scored too.
-        samples: futures of the strict protocol.
+        samples: futures of each clip that the protocols score.
         futures: drawn futures whose mean is the picture that is scored elsewhere. A squared error is least for the
             picture expected; a single future also pays for where it happened to go. A greedy world has but one.
+        published: score the videos by the published protocol too.
+        judges: further networks that tell videos apart, where the world is.
         seed: of the draws.
     """
     context, horizon = world.context, clips.frames.shape[1] - world.context
     worlds = {"world": world, **(others or {})}
     errors = {name: [SquaredError()] * horizon for name in [*worlds, STILL]}
-    parts, gaps, foretold = [], [], []
+    gaps, foretold = [], []
+    parts: dict[VideoProtocol, list[Comparison]] = {STRICT: [], **({IVIDEOGPT: []} if published else {})}
     swapped = None  # the actions of another clip, whichever
     if clips.actions is not None and len(clips.frames) > 1:
         swapped = exchanged(clips.actions[:, context - 1 : -1], torch.Generator().manual_seed(seed))
@@ -128,26 +151,48 @@ def score(
             drawn = [videos["world"]] if futures == 1 else []  # a mean of futures is none of them
             while len(drawn) < samples:
                 drawn.append(world.imagine(seen, horizon, actions if world.action_width else None).frames.cpu())
-            whole = torch.stack([torch.cat([seen, future], 1) for future in drawn])
-            parts.append(compare_videos(frames, whole, STRICT, context=context))
+            for protocol, compared in parts.items():
+                compared.append(_compared(world, frames, drawn, protocol, judges))
             if world.action_width and swapped is not None:
                 wrong = swapped[first : first + _AT_ONCE]
                 gaps.append(_heard(world, seen, truth, wrong, videos["world"], futures, seed + first))
             tell(done + 1, len(rows))
-    table = video_table(join(parts), clips.episodes)
+    tables = {protocol: _figures(join(compared), clips.episodes) for protocol, compared in parts.items()}
     sensitivity = None
     if gaps:
         true, shuffled, zero = (torch.cat(column) for column in zip(*gaps, strict=True))
         sensitivity = action_sensitivity(true, shuffled, zero, clips.episodes)
     return WorldScores(
         moving_psnr={name: [step.psnr for step in steps] for name, steps in errors.items()},
-        strict={f"{metric} ({reduction})": row for (metric, reduction), row in table.rows.items()},
+        strict=tables[STRICT],
+        ivideogpt=tables.get(IVIDEOGPT),
         sensitivity=sensitivity,
         reward_error=_reward_error(foretold, clips.rewards, context),
         clips=len(clips.frames),
         samples=samples,
         horizon=horizon,
     )
+
+
+def _compared(
+    world: World,
+    frames: UInt8[Tensor, "b t c h w"],
+    drawn: Sequence[UInt8[Tensor, "b horizon c h w"]],
+    protocol: VideoProtocol,
+    judges: Judges,
+) -> Comparison:
+    """The futures beside the truth, on the world's device; their context is as the tokenizer gives it back."""
+    frames = frames.to(world.device)
+    seen = frames[:, : world.context]
+    if protocol.context_counts:
+        seen = world.tokenizer.observe(world.tokenizer.tokenize(seen).context).frames
+    whole = torch.stack([torch.cat([seen, future.to(world.device)], 1) for future in drawn])
+    return compare_videos(frames, whole, protocol, context=world.context, lpips=judges.lpips, features=judges.features)
+
+
+def _figures(comparison: Comparison, episodes: Sequence[str]) -> dict[str, Estimate]:
+    rows = video_table(comparison, episodes).rows
+    return {f"{metric} ({reduction})": row for (metric, reduction), row in rows.items()}
 
 
 def _expected(
@@ -196,6 +241,8 @@ def as_json(scores: WorldScores) -> dict[str, Any]:
     """Returns the figures as plain values; an interval that cannot be had (one episode) is null."""
     plain = asdict(scores)
     plain["strict"] = {name: row.plain() for name, row in scores.strict.items()}
+    if scores.ivideogpt is not None:
+        plain["ivideogpt"] = {name: row.plain() for name, row in scores.ivideogpt.items()}
     if scores.sensitivity is not None:
         plain["sensitivity"] = {name: row.plain() for name, row in scores.sensitivity._asdict().items()}
     return plain
@@ -215,3 +262,9 @@ def score_table(scores: WorldScores) -> Table:
         said = ", ".join(f"{name} {error:.3g}" for name, error in scores.reward_error.items())
         table.caption = f"{table.caption or ''}\nmean absolute error of the rewards: {said}".lstrip()
     return table
+
+
+def video_scores_table(scores: WorldScores) -> Table:
+    """Returns the figures of each protocol for the terminal, with what they need to be compared."""
+    said = f"{scores.clips} clips, {scores.samples} futures each, {scores.horizon} frames foretold"
+    return protocol_table({"strict": scores.strict, "ivideogpt": scores.ivideogpt or {}}, said)

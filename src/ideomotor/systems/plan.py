@@ -165,6 +165,7 @@ def run_plan(
     goal: Path | None = None,
     episodes: int = 5,
     steps: int = 100,
+    device: str = "cpu",
     seed: int = 0,
     told: Callable[[EpisodeResult], None] = lambda result: None,
 ) -> None:
@@ -180,6 +181,7 @@ def run_plan(
         goal: an episode in the replay layout, whose last frame is to be brought about; None for rewards.
         episodes: each from a test goal of its own, at most 20.
         steps: of an episode at most.
+        device: where the learned world computes.
         seed: of the draws.
         told: called with the row of each episode.
 
@@ -191,7 +193,7 @@ def run_plan(
 
     if not 1 <= episodes <= len(GOALS["test"]) or steps < 1:
         raise ValueError(f"episodes is {episodes}, steps {steps}; wanted 1 to {len(GOALS['test'])}, and 1 or more")
-    inside = World.load(folder, horizon=planning.horizon, seed=seed)
+    inside = World.load(folder, device=device, horizon=planning.horizon, seed=seed)
     repeat = 2 * load_config(folder).window.held  # episodes are recorded at 2
     picture = None if goal is None else read_trajectory(goal).frames[-1]
     settings = PlanSettings(

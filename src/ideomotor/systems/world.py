@@ -13,6 +13,7 @@ from torch import Tensor
 from ideomotor.layers.int8 import to_int8
 from ideomotor.layers.sampling import Sampling
 from ideomotor.predictors.autoregressive import PUBLISHED_SAMPLING, AutoregressivePredictor, State
+from ideomotor.systems.devices import device_named
 from ideomotor.tokenizers.context_vqgan import ContextFeatures, ContextVQGAN, in_bf16
 from ideomotor.types import Imagined
 
@@ -90,13 +91,14 @@ class World:
                 change some tokens. Such a world is for use only.
 
         Raises:
-            ValueError: the folder holds no world, or one whose parts do not belong together.
+            ValueError: the folder holds no world, or one whose parts do not belong together; or there is no such
+                device.
         """
         from ideomotor.systems.ivideogpt_stages import load_world  # the stages know worlds too
 
         if weights not in ("float32", "bf16", "int8"):
             raise ValueError(f"weights are {weights!r}; wanted 'float32', 'bf16' or 'int8'")
-        tokenizer, predictor = load_world(Path(folder), device)
+        tokenizer, predictor = load_world(Path(folder), device_named(device))
         if weights != "float32":
             tokenizer = in_bf16(tokenizer)
         if weights == "bf16":
@@ -228,7 +230,7 @@ def refuse_strangers(tokenizer: ContextVQGAN, predictor: AutoregressivePredictor
     if wrong:
         raise ValueError(
             f"tokenizer and transformer do not belong together (tokenizer, transformer): {'; '.join(wrong)}. Take the "
-            "two of one run, or bring the tokenizer's context to length (resize_context)"
+            "two of one run, or bring the context to length (`ideomotor ivideogpt resize`)"
         )
 
 

@@ -38,6 +38,7 @@ def imagine_episode(
     samples: int = 1,
     greedy: bool = False,
     temperature: float | None = None,
+    device: str = "cpu",
     seed: int = 0,
 ) -> list[str]:
     """Imagines ``horizon`` frames after the first ``context`` from ``start`` on; returns lines that say what was made.
@@ -46,19 +47,19 @@ def imagine_episode(
     other a video of truth, futures and the first one's error.
 
     Raises:
-        ValueError: the context is not the world's, the episode is too short or has no actions, or a setting makes no
-            sense.
+        ValueError: the context is not the world's, the episode is too short or has no actions, there is no such device,
+            or a setting makes no sense.
     """
     config = load_config(folder)
     _check(source, out, samples, horizon, stride, greedy, temperature)
     sampling = Sampling(temperature=0) if greedy else PUBLISHED_SAMPLING
     if temperature is not None:
         sampling = Sampling(temperature=temperature, top_k=PUBLISHED_SAMPLING.top_k)
-    world = World.load(folder, sampling=sampling, seed=seed)
+    world = World.load(folder, device=device, sampling=sampling, seed=seed)
     if context not in (None, world.context):
         raise ValueError(
             f"context is {context} frames; the world in {folder} was built for {world.context}: leave --context out, "
-            "or bring tokenizer and world to that length and train on"
+            "or bring tokenizer and world to that length (`ideomotor ivideogpt resize`) and train on"
         )
     chosen, facts = pick_episode(folder, source, episode)
     if stride is None:
@@ -78,7 +79,7 @@ def imagine_episode(
     actions = _actions(world, chosen, window, start)
     seen = frames[None, : world.context].expand(samples, -1, -1, -1, -1)
     told = None if actions is None else actions.expand(samples, -1, -1)
-    imagined = world.imagine(seen, horizon, told)
+    imagined = _at_hand(world.imagine(seen, horizon, told))
     lines = [f"{out}: {horizon} frames after frames {indices[0]} to {indices[world.context - 1]} of {chosen.id}"]
     truth = frames[world.context :]
     if known < window.frames:
@@ -113,13 +114,18 @@ def _check(
         raise ValueError("greedy takes the likeliest tokens, so there is one future and no temperature: leave one out")
 
 
+def _at_hand(imagined: Imagination) -> Imagination:
+    rewards = None if imagined.rewards is None else imagined.rewards.cpu()
+    return Imagination(imagined.frames.cpu(), imagined.tokens.cpu(), rewards)
+
+
 def _write_arrays(out: Path, world: World, seen: UInt8[Tensor, "b t c h w"], imagined: Imagination) -> None:
-    tokens = world.tokenizer.tokenize(seen[:1])
-    features = world.tokenizer.observe(tokens.context)
-    whole = torch.cat([features.frames.expand(len(seen), -1, -1, -1, -1), imagined.frames], 1)
+    tokens = world.tokenizer.tokenize(seen[:1].to(world.device))
+    painted = world.tokenizer.observe(tokens.context).frames.cpu()
+    whole = torch.cat([painted.expand(len(seen), -1, -1, -1, -1), imagined.frames], 1)
     arrays = {
         "frames": whole.permute(0, 1, 3, 4, 2).numpy(),
-        "context_tokens": tokens.context[0].numpy(),
+        "context_tokens": tokens.context[0].cpu().numpy(),
         "tokens": imagined.tokens.numpy(),
     }
     if imagined.rewards is not None:

@@ -1,0 +1,28 @@
+"""The device that a user names."""
+
+from __future__ import annotations
+
+import torch
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """Returns the device of that name.
+
+    Raises:
+        ValueError: it is none, or not there; those that are there are named.
+    """
+    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"there is no device {str(name)!r}; this machine has {', '.join(there)}") from error
+    if device.type not in {known.partition(":")[0] for known in there} or (device.index or 0) >= len(
+        [known for known in there if known.startswith(device.type)]
+    ):
+        raise ValueError(
+            f"device is {str(name)!r}, and this machine has {', '.join(there)}: take one of these (a torch without "
+            "CUDA sees no GPU)"
+        )
+    return device
