@@ -157,7 +157,7 @@ def test_wrong_input_is_refused():
         tokenizer.tokenize(video(size=32))
     with pytest.raises(TypeError, match="wanted uint8"):
         tokenizer.tokenize(frames.float())
-    with pytest.raises(ValueError, match=r"\(2, 3, 64\); wanted \(batch, 2, 64\).*resize_context"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 64\); wanted \(batch, 2, 64\).*ivideogpt resize"):
         tokenizer.observe(torch.zeros(2, 3, 64, dtype=torch.long))
     for wrong in (-1, 12):
         with pytest.raises(ValueError, match=rf"1 context ids are no codes, the first is {wrong}; wanted 0..11"):

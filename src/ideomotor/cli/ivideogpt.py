@@ -1,4 +1,4 @@
-"""The stages of iVideoGPT as commands: tokenizer, world, finetune, evaluate, dream, plan."""
+"""The stages of iVideoGPT as commands: tokenizer, world, finetune, evaluate, resize, dream, plan."""
 
 from __future__ import annotations
 
@@ -125,6 +125,29 @@ class WorldEvaluate(VideoScoring):
         )
         console.print(score_table(scores))
         console.print(video_scores_table(scores))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldResize:
+    """Gives a tokenizer another number of context frames, and the world beside it where its positions suffice.
+
+    OUT is read by every command that reads the folder of a stage; it wants fine-tuning, and what is printed says with
+    which options.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """OUT of a stage, or of `ideomotor import ivideogpt`."""
+    context: int
+    """Context frames of the result. The newest keep what was learned of them; added ones begin as the oldest known."""
+    out: Path
+    """New folder."""
+
+    def run(self) -> None:
+        """Does it."""
+        from ideomotor.systems.ivideogpt_resize import resize_ivideogpt
+
+        for line in resize_ivideogpt(self.folder, self.context, self.out):
+            console.print(line, markup=False, highlight=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +285,7 @@ def stages(config: IVideoGPT, dream: Dream) -> Any:
             ),
         ]
         | Annotated[WorldEvaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[WorldResize, tyro.conf.subcommand("resize")]
         | Annotated[WorldQuickstart, tyro.conf.subcommand("quickstart")]
         | Annotated[
             WorldDream, tyro.conf.subcommand("dream", default=WorldDream(out=missing, task=missing, config=dream))
@@ -270,6 +294,7 @@ def stages(config: IVideoGPT, dream: Dream) -> Any:
     )
     group = make_dataclass("IVideoGPTStages", [("command", Annotated[stages, tyro.conf.arg(name="")])], frozen=True)
     group.__doc__ = (
-        "iVideoGPT, a world to act in: its stages (tokenizer, world, finetune), its trial (evaluate), dream, plan."
+        "iVideoGPT, a world to act in: its stages (tokenizer, world, finetune), its trial (evaluate), resize, dream, "
+        "plan."
     )
     return group

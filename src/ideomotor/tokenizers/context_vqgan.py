@@ -144,7 +144,7 @@ class ContextVQGAN(nn.Module):
         if context.shape[1:] != (self.context_length, rows * columns):
             raise ValueError(
                 f"context ids of shape {tuple(context.shape)}; wanted (batch, {self.context_length}, {rows * columns}):"
-                f" give the tokens of {self.context_length} frames, or resize the tokenizer with resize_context"
+                f" give the tokens of {self.context_length} frames, or resize it (`ideomotor ivideogpt resize`)"
             )
         _check_ids(context, self.context_codes, "context")
         codes = self.context_codebook.lookup(rearrange(context, "b c (h w) -> (b c) h w", h=rows))
@@ -260,7 +260,7 @@ class ContextVQGAN(nn.Module):
         if frames.shape[1] < wanted:
             raise ValueError(
                 f"a clip of {frames.shape[1]} frames; a context of {self.context_length} and {future} future frames "
-                f"need {wanted}: lengthen the window, or resize the tokenizer's context with resize_context"
+                f"need {wanted}: lengthen the window, or `ideomotor ivideogpt resize` the tokenizer"
             )
 
 
