@@ -1,5 +1,7 @@
 """The LLaMA-type trunk: rotations against complex numbers, causality, and a cache that changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,6 +47,27 @@ def test_the_past_never_sees_the_future(trunk, generator):
     changed = x.clone()
     changed[:, 8:] += 1
     assert trunk(changed)[:, :8].equal(trunk(x)[:, :8]) and not trunk(changed)[:, 8:].equal(trunk(x)[:, 8:])
+
+
+def test_computed_anew_the_gradients_are_the_same(generator):
+    """To the bit, dropout included; and each block runs a second time, in the backward pass."""
+    torch.manual_seed(0)
+    trunk = Llama(replace(CONFIG, dropout=0.3)).train()
+    x, runs = torch.randn(2, 9, 16, generator=generator), []
+    trunk.blocks[1].register_forward_pre_hook(lambda *_: runs.append(1))
+    found = []
+    for recompute in (False, True):
+        trunk.recompute = recompute
+        torch.manual_seed(1)
+        loss = trunk(x, last=4).square().sum()
+        loss.backward()
+        found.append([loss.detach(), *(weight.grad.clone() for weight in trunk.parameters())])
+        trunk.zero_grad()
+    assert len(runs) == 1 + 2
+    assert all(one.equal(other) for one, other in zip(*found, strict=True))
+    with torch.no_grad():
+        trunk.eval()(x, trunk.empty_cache(2, 9))  # where nothing is learned, nothing changes
+    assert len(runs) == 4
 
 
 def test_too_many_positions_are_refused(trunk):

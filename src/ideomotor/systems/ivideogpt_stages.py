@@ -62,10 +62,12 @@ def train_world(
     run: Run,
     earlier: AutoregressivePredictor | None = None,
     lora: int = 0,
+    recompute: bool = False,
 ) -> None:
     """Clip -> tokens -> the future's tokens, one after the other; begins with the weights of an earlier world, if any.
 
-    ``lora`` above 0 trains pairs of that rank beside the trunk, which are merged into it at the end.
+    ``lora`` above 0 trains pairs of that rank beside the trunk, which are merged into it at the end. ``recompute`` as
+    in ``Llama``: it changes no number, so a run may go on with or without.
     """
     predictor = AutoregressivePredictor(config.world)
     sharing = config.shared_codes and earlier is None
@@ -75,6 +77,7 @@ def train_world(
         seen, foretold = tokenizer.context_codebook, tokenizer.dynamics_codebook
         assert isinstance(seen, FSQ) and isinstance(foretold, FSQ)  # IVideoGPT sees to it
         predictor.share_codes(seen.features, foretold.features)
+    predictor.trunk.recompute = recompute
     if lora:
         add_lora(predictor.trunk, lora)
     fit(WorldModeling(predictor, tokenizer), config.world_stage, clips, run)
@@ -134,6 +137,7 @@ def run_world(
     out: Path,
     seed: int,
     fresh: bool,
+    recompute: bool = False,
 ) -> None:
     """``ideomotor ivideogpt world``: opens the data, tokenizes it once, and trains, unless the run has finished."""
     for earlier_stage in (tokenizer_from, world_from):
@@ -159,7 +163,7 @@ def run_world(
             sources.note(out)
             tokenizer.to(run.device)
             clips = with_tokens(sources, tokenizer, config, data.cache)
-            train_world(config, clips, tokenizer, run, earlier, lora)
+            train_world(config, clips, tokenizer, run, earlier, lora, recompute)
 
 
 def refuse_other_width(config: IVideoGPT, sources: Sources) -> None:
