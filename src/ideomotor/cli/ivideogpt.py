@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.console import Console
 from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.systems.dream import DREAMS, Dream
 from ideomotor.systems.ivideogpt import PRESETS, IVideoGPT
+from ideomotor.systems.mixed_data import MixOptions
 from ideomotor.systems.plan import Planning
 from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.video_scoring import VideoScoring
@@ -37,21 +38,26 @@ class StageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldTokenizer(StageOptions, DataOptions):
+class WorldTokenizer(StageOptions, MixOptions):
     """Stage 1: learns to turn context frames into many tokens, and the frames after them into few. Needs no actions."""
 
+    augment: Literal["none", "normal", "strong"] = "none"
+    """The release's crops and colours, or its stronger ones; each time a clip comes, it is changed otherwise."""
     config: Config = field(default_factory=PRESETS[DEFAULT])
 
     def run(self) -> None:
         """Does it."""
         from ideomotor.systems.ivideogpt_stages import run_tokenizer
 
-        run_tokenizer(self, self.config, self.out, self.seed, self.fresh)
+        run_tokenizer(self.chosen(), self.config, self.out, self.seed, self.fresh, self.augment)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldModel(StageOptions, DataOptions):
-    """Stage 2: learns to foretell the next frame's tokens, given what is done (or without, --world.action-width 0)."""
+class WorldModel(StageOptions, MixOptions):
+    """Stage 2: learns to foretell the next frame's tokens, given what is done (or without, --world.action-width 0).
+
+    Each window is turned into tokens once, and they are kept: so clips cannot be changed at random (--augment) here.
+    """
 
     tokenizer_from: Path
     """OUT of the tokenizer stage."""
@@ -65,7 +71,7 @@ class WorldModel(StageOptions, DataOptions):
         from ideomotor.systems.ivideogpt_stages import run_world
 
         run_world(
-            self, self.config, self.tokenizer_from, None, 0, self.out, self.seed, self.fresh, self.recompute
+            self.chosen(), self.config, self.tokenizer_from, None, 0, self.out, self.seed, self.fresh, self.recompute
         )
 
 
@@ -280,13 +286,11 @@ def stages(config: IVideoGPT, dream: Dream) -> Any:
     stages = (
         Annotated[
             WorldTokenizer,
-            tyro.conf.subcommand("tokenizer", default=WorldTokenizer(out=missing, data=missing, config=config)),
+            tyro.conf.subcommand("tokenizer", default=WorldTokenizer(out=missing, config=config)),
         ]
         | Annotated[
             WorldModel,
-            tyro.conf.subcommand(
-                "world", default=WorldModel(out=missing, data=missing, tokenizer_from=missing, config=config)
-            ),
+            tyro.conf.subcommand("world", default=WorldModel(out=missing, tokenizer_from=missing, config=config)),
         ]
         | Annotated[
             WorldFinetune,

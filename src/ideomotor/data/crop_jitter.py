@@ -69,6 +69,16 @@ def crop_and_jitter(clip: Clip, config: CropJitterConfig, generator: Generator) 
     return replace(clip, frames={name: _changed(video, config, generator) for name, video in clip.frames.items()})
 
 
+def kept_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Returns the height and width to keep recorded frames at, of which crops of ``size`` are taken.
+
+    Their aspect is kept, and the shorter side is half as long again as ``size``, so that no crop of ``strong`` has to
+    be enlarged, but not longer than recorded.
+    """
+    scale = min(1.0, 1.5 * size / min(height, width))
+    return round(height * scale), round(width * scale)
+
+
 def crop_boxes(
     count: int, height: int, width: int, config: CropJitterConfig, generator: Generator
 ) -> Int[Tensor, "count 4"]:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt64
 from torch import Tensor
 
+from ideomotor.data.crop_jitter import CropJitterConfig, crop_and_jitter
 from ideomotor.data.feature_cache import FeatureCache
 from ideomotor.data.latent_windows import Draw, read_latents, vae_of
 from ideomotor.data.mixture import Mixture, Source
@@ -49,6 +50,7 @@ class ClipLoader:
             theirs, brought.
         prefetch: batches made ahead by a thread; 0 makes each when it is asked for.
         pin: makes them in page-locked memory, for a GPU.
+        augment: crops and colours frames at random, each sample otherwise each time it comes; not beside a cache.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class ClipLoader:
         prefetch: int = 2,
         pin: bool = False,
         feature_cache: Sequence[FeatureCache] | None = None,
+        augment: CropJitterConfig | None = None,
     ) -> None:
         """Reads the actions, states and rewards of every episode, and no frame.
 
@@ -83,9 +86,12 @@ class ClipLoader:
             raise ValueError(f"start={start}, prefetch={prefetch}: both are 0 or more")
         if not sources:
             raise ValueError("no sources were given: a loader needs at least one")
+        if augment is not None and (token_cache is not None or feature_cache is not None):
+            raise ValueError("tokens and features in a cache stand for unchanged frames: augment, or load from a cache")
         caches = [token_cache] if isinstance(token_cache, TokenCache) else token_cache
         self._readers = [
-            _SourceReader(source, actions, rewards, with_frames, caches, latents, feature_cache) for source in sources
+            _SourceReader(source, actions, rewards, with_frames, caches, latents, feature_cache, augment)
+            for source in sources
         ]
         _refuse_unequal(self._readers, actions, rewards)
         self._with_proprio = all(reader.states is not None for reader in self._readers)
@@ -139,7 +145,9 @@ class _SourceReader:
         caches: Sequence[TokenCache] | None,
         latents: Draw | None,
         features: Sequence[FeatureCache] | None,
+        augment: CropJitterConfig | None,
     ) -> None:
+        self.augment = augment
         self.source, self.with_frames, self.latents = source, with_frames, latents
         self.index = WindowIndex(source.dataset, source.window)
         self.cameras = source.camera_names()
@@ -172,6 +180,7 @@ class _SourceReader:
         if self.with_frames:
             size = self.source.size
             frames = {name: self.index.read(wanted, camera, size, drawn) for name, camera in self.cameras.items()}
+            frames = frames if self.augment is None else _augmented(frames, self.augment, drawn)
         actions, mask, proprio, rewards = None, None, None, None
         if self.actions is not None:
             chunks = [config.actions(self.actions[number], anchor, draw) for number, anchor, draw in places]
@@ -228,6 +237,16 @@ class _SourceReader:
                 )
             found[name] = fitting[0]
         return found
+
+
+def _augmented(frames: dict[str, Tensor], config: CropJitterConfig, draws: list[int]) -> dict[str, Tensor]:
+    """Each sample changed as its own number says, whatever batch it comes in."""
+    rows = []
+    for row, draw in enumerate(draws):
+        clip = Clip(frames={name: video[row : row + 1] for name, video in frames.items()}, text=("",))
+        generator = torch.Generator().manual_seed(int(draw) % (1 << 63))
+        rows.append(crop_and_jitter(clip, config, generator).frames)
+    return {name: torch.cat([row[name] for row in rows]) for name in frames}
 
 
 def _refuse_no_video(source: Source) -> None:

@@ -177,6 +177,7 @@ CAMERAS = {
     f"berkeley_rpt{_RLDS}": "hand_image",
     "language_table": "rgb",
     "roboturk": "front_rgb",
+    SOMETHING: frame_lists.CAMERA,
     "taco_play": "rgb_static",
     "uiuc_d3field1": "image_1",
     "uiuc_d3field2": "image_2",
@@ -228,6 +229,24 @@ def mix_sources(
     Raises:
         ValueError: there is no such mix, or data sets are missing or empty; all of them are named.
     """
+    shape, sources = window or WindowConfig(), []
+    for share in mix_shares(name, root):
+        dataset, lost = released_split(open_part(root / share.dataset))[held_out], (left_out or {})
+        kept = tuple(episode for episode in dataset.episodes if episode.id not in lost.get(share.dataset, ()))
+        own = replace(shape, stride=share.stride)
+        dataset = whole_segments(replace(dataset, episodes=kept), own)
+        if not dataset.episodes:
+            raise ValueError(f"no episode of {dataset.path} is left for {'validation' if held_out else 'training'}")
+        sources.append(Source(dataset, share.weight, own, {"main": share.camera}, size))
+    return sources
+
+
+def mix_shares(name: str, root: Path) -> list[Share]:
+    """Returns the parts of a named mix, each once: weights of a set that it lists twice are added up.
+
+    Raises:
+        ValueError: there is no such mix, or data sets are missing in ``root``; all of them are named.
+    """
     if name not in MIXES:
         raise ValueError(f"there is no mix {name!r} (mixes: {', '.join(MIXES)})")
     weights: dict[str, float] = {}
@@ -239,18 +258,32 @@ def mix_sources(
             f"{len(missing)} of {len(weights)} data sets of the mix {name!r} are not in {root}: {', '.join(missing)}. "
             "Convert them (`ideomotor data convert --help`), or choose a smaller mix"
         )
-    shape, sources = window or WindowConfig(), []
-    for share in {share.dataset: share for share in MIXES[name]}.values():
-        dataset = _part(root / share.dataset, held_out, (left_out or {}).get(share.dataset, ()))
-        own = replace(shape, stride=share.stride)
-        if share.dataset == SOMETHING and isinstance(own, SegmentWindow):  # the release wants these whole
-            whole = tuple(e for e in dataset.episodes if e.length >= own.stretch * own.stride)
-            dataset = replace(dataset, episodes=whole)
-        if not dataset.episodes:
-            raise ValueError(f"no episode of {dataset.path} is left for {'validation' if held_out else 'training'}")
-        cameras = {"main": frame_lists.CAMERA if share.dataset == SOMETHING else share.camera}
-        sources.append(Source(dataset, weights[share.dataset], own, cameras, size))
-    return sources
+    named = {share.dataset: share for share in MIXES[name]}
+    return [share._replace(weight=weights[part]) for part, share in named.items()]
+
+
+def open_part(folder: Path) -> Dataset:
+    """Returns a data set of a mix; of Something-Something, what the release learns from alone (``KEPT_LABELS``)."""
+    return frame_lists.read(folder, labels=frame_lists.KEPT_LABELS) if folder.name == SOMETHING else npz.read(folder)
+
+
+def whole_segments(dataset: Dataset, window: PacedWindow) -> Dataset:
+    """Returns a part of a mix, of Something-Something without what is shorter than a segment, as in the release."""
+    if dataset.path.name != SOMETHING or not isinstance(window, SegmentWindow):
+        return dataset
+    whole = tuple(e for e in dataset.episodes if e.length >= window.stretch * window.stride)
+    return replace(dataset, episodes=whole)
+
+
+def released_split(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """Returns the episodes to learn from and those held out: as folders say, or ``every_hundredth`` where none do."""
+    sides = {episode.id: _side(episode.id) for episode in dataset.episodes}
+    if not any(sides.values()):
+        return every_hundredth(dataset)
+    train, held = (
+        tuple(episode for episode in dataset.episodes if sides[episode.id] == side) for side in ("train", "validation")
+    )
+    return replace(dataset, episodes=train), replace(dataset, episodes=held)
 
 
 def every_hundredth(dataset: Dataset) -> tuple[Dataset, Dataset]:
@@ -262,19 +295,6 @@ def every_hundredth(dataset: Dataset) -> tuple[Dataset, Dataset]:
     ordered = sorted(dataset.episodes, key=lambda episode: episode.id)
     train = tuple(episode for number, episode in enumerate(ordered) if number % 100)
     return replace(dataset, episodes=train), replace(dataset, episodes=tuple(ordered[::100]))
-
-
-def _part(folder: Path, held_out: bool, left_out: Collection[str]) -> Dataset:
-    """The episodes of one side: as its folders say, or each hundredth where there are no such folders."""
-    something = folder.name == SOMETHING
-    dataset = frame_lists.read(folder, labels=frame_lists.KEPT_LABELS) if something else npz.read(folder)
-    sides = {episode.id: _side(episode.id) for episode in dataset.episodes}
-    if any(sides.values()):
-        wanted = "validation" if held_out else "train"
-        ours = tuple(episode for episode in dataset.episodes if sides[episode.id] == wanted)
-    else:
-        ours = every_hundredth(dataset)[held_out].episodes
-    return replace(dataset, episodes=tuple(episode for episode in ours if episode.id not in left_out))
 
 
 def _side(name: str) -> str:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
 
+from ideomotor.data.crop_jitter import normal, strong
 from ideomotor.layers.lora import add_lora, merge_lora
 from ideomotor.layers.perceptual import load_perceptual
 from ideomotor.layers.quantize import FSQ
 from ideomotor.predictors.autoregressive import AutoregressiveConfig, AutoregressivePredictor
 from ideomotor.systems.ivideogpt import IVideoGPT, WorldModeling, packed
+from ideomotor.systems.mixed_data import MixedData
 from ideomotor.systems.sources import DataOptions, Sources, TrainingClips, open_sources, recorded_actions, token_caches
 from ideomotor.systems.stages import (
     WORLD_FILE,
@@ -36,6 +39,7 @@ from ideomotor.training.config import config_to_json, differences
 from ideomotor.training.run import Run
 
 console = Console(stderr=True, soft_wrap=True)
+Augmentation = Literal["none", "normal", "strong"]
 
 
 def train_tokenizer(config: IVideoGPT, clips: TrainingClips, run: Run) -> None:
@@ -115,17 +119,22 @@ def take_over(predictor: AutoregressivePredictor, earlier: AutoregressivePredict
     predictor.load_state_dict(earlier.state_dict(), strict=False)
 
 
-def run_tokenizer(data: DataOptions, config: IVideoGPT, out: Path, seed: int, fresh: bool) -> None:
+def run_tokenizer(
+    data: DataOptions, config: IVideoGPT, out: Path, seed: int, fresh: bool, augment: Augmentation = "none"
+) -> None:
     """``ideomotor ivideogpt tokenizer``: opens the data and trains, unless the run has finished."""
     refuse_as_out(out, data)
-    seen = look(data)
+    change = None if augment == "none" else (normal if augment == "normal" else strong)(config.size)
+    seen = seen_in(data) | ({} if change is None else {"augment": augment})
     load_perceptual(*config.perceptual)  # before anything is thrown away
     stage = config.tokenizer_stage
-    sources = open_sources(data, config, stage, window=config.painted) if to_train(out, fresh) else None
+    sources = None
+    if to_train(out, fresh):
+        sources = open_sources(data, config, stage, window=config.painted, augmented=change is not None)
     with open_run(out, config, seed, fresh, data, seen) as run:
         if sources is not None:
             sources.note(out)
-            train_tokenizer(config, TrainingClips(sources.train, sources.validation), run)
+            train_tokenizer(config, TrainingClips(sources.train, sources.validation, augment=change), run)
 
 
 def run_world(
@@ -144,7 +153,7 @@ def run_world(
         refuse_as_out(out, data, earlier_stage)
     if lora < 0 or (lora and world_from is None):
         raise ValueError(f"--lora is {lora}: a rank above 0 needs the weights of an earlier world (--world-from)")
-    seen = look(data)
+    seen = seen_in(data)
     tokenizer = fitting_tokenizer(tokenizer_from, config)
     earlier = None
     noted = seen | {"tokenizer": fingerprint(tokenizer, tokenizer.config), "lora": str(lora)}
@@ -164,6 +173,11 @@ def run_world(
             tokenizer.to(run.device)
             clips = with_tokens(sources, tokenizer, config, data.cache)
             train_world(config, clips, tokenizer, run, earlier, lora, recompute)
+
+
+def seen_in(data: DataOptions) -> dict[str, str]:
+    """Returns the fingerprints of the data sets, and whether they are split as released."""
+    return look(data) | ({"split": "as released"} if isinstance(data, MixedData) else {})
 
 
 def refuse_other_width(config: IVideoGPT, sources: Sources) -> None:

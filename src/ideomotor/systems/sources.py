@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ideomotor.data.cache import cached, first_camera
+from ideomotor.data.crop_jitter import CropJitterConfig, kept_size
 from ideomotor.data.feature_cache import FeatureCache
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.latent_windows import Draw
@@ -71,6 +72,14 @@ class DataOptions:
             domain_id(domain)  # refuses an unknown name
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation is {self.validation}; wanted a share of the episodes in [0, 1)")
+
+    def opened(self, path: Path) -> Dataset:
+        """Returns the data set at ``path``."""
+        return open_dataset(path)
+
+    def sides(self, dataset: Dataset, window: PacedWindow) -> tuple[Dataset, Dataset | None]:
+        """Returns what is learned from and what is held out, if anything is."""
+        return split(dataset, self.validation) if self.validation else (dataset, None)
 
 
 class Looks(Protocol):
@@ -147,6 +156,7 @@ class TrainingClips(NamedTuple):
     rewards: bool = False
     latents: Draw | None = None
     features: list[FeatureCache] | None = None
+    augment: CropJitterConfig | None = None
 
     def held_out(self, stage: Stage, batches: int = 2) -> list[Clip]:
         """Returns batches of held-out clips, always the same ones; none where nothing is held out."""
@@ -180,6 +190,7 @@ class TrainingClips(NamedTuple):
             rewards=self.rewards,
             feature_cache=self.features,
             pin=run.device.type == "cuda",
+            augment=self.augment,
         )
 
 
@@ -192,6 +203,7 @@ def open_sources(
     rewards: bool = False,
     window: PacedWindow | None = None,
     smooth: bool = True,
+    augmented: bool = False,
 ) -> Sources:
     """Opens, decodes what is not cached yet (with a progress bar), splits by episode, and says what was left out.
 
@@ -203,6 +215,7 @@ def open_sources(
         rewards: every episode must have them.
         window: in place of the config's.
         smooth: how frames are scaled; see ``transforms.resize``.
+        augmented: frames to learn from are kept larger, for crops of the config's size; those held out are not.
 
     Raises:
         ValueError: a data set cannot be read, or ``actions`` or ``rewards`` are wanted of one that lacks them.
@@ -210,7 +223,7 @@ def open_sources(
     train, validation, noted = [], [], []
     shape: PacedWindow = replace(window or config.window, every=stage.every)
     for number, path in enumerate(options.data):
-        dataset = open_dataset(path)
+        dataset = options.opened(path)
         window = replace(shape, stride=options.strides[number]) if options.strides else shape
         if actions and any(episode.read_actions is None for episode in dataset.episodes):
             raise ValueError(f"{path} holds episodes without actions: fine-tune on demonstrations, pre-train on video")
@@ -221,12 +234,15 @@ def open_sources(
                 f"{unrewarded[0]!r}: leave them out, or train a world without rewards (--world.no-reward)"
             )
         cameras = _cameras(dataset, options.cameras[number] if options.cameras else "", config.views)
-        dataset = _cached(dataset, options.cache, config.size, cameras, smooth)
+        size: int | tuple[int, int] = config.size
+        if augmented:
+            size = kept_size(*dataset.episodes[0].frames[cameras[0]].shape[2:], config.size)
+        dataset = _cached(dataset, options.cache, size, cameras, smooth)
         if actions:
             dataset = learnable(dataset, shape.chunk)
         _report_quarantine(dataset)
         weight = options.weights[number] if options.weights else 1.0
-        learned, held = split(dataset, options.validation) if options.validation else (dataset, None)
+        learned, held = options.sides(dataset, window)
         train.append(
             Source(
                 dataset=learned,
@@ -237,7 +253,8 @@ def open_sources(
             )
         )
         if held is not None:
-            validation.append(replace(train[-1], dataset=held))
+            whole = (config.size, config.size) if augmented else None
+            validation.append(replace(train[-1], dataset=held, size=whole))
         facts = DataFacts(
             path=str(path.resolve()),
             camera=",".join(cameras),
@@ -272,7 +289,9 @@ def _cameras(dataset: Dataset, named: str, views: int) -> tuple[str, ...]:
     return cameras
 
 
-def _cached(dataset: Dataset, root: Path, size: int, cameras: tuple[str, ...], smooth: bool) -> Dataset:
+def _cached(
+    dataset: Dataset, root: Path, size: int | tuple[int, int], cameras: tuple[str, ...], smooth: bool
+) -> Dataset:
     with bar(f"decode {dataset.name}") as progress:
         workers = min(16, os.cpu_count() or 2)
         return cached(dataset, root, size, cameras, workers, progress, smooth)

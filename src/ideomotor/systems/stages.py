@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ideomotor.data.formats import open_dataset
 from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
 from ideomotor.systems.ivideogpt import IVideoGPT
 from ideomotor.systems.sources import DataOptions, TrainingClips, read_facts
@@ -115,7 +114,7 @@ def read_config(path: Path, cls: type[Config]) -> Config:
 
 def look(data: DataOptions) -> dict[str, str]:
     """Opens every data set once and returns their fingerprints: a mistyped path must not claim the folder of a run."""
-    return {str(path.resolve()): open_dataset(path).fingerprint for path in data.data}
+    return {str(path.resolve()): data.opened(path).fingerprint for path in data.data}
 
 
 def to_train(out: Path, fresh: bool) -> bool:
