@@ -1,17 +1,16 @@
 """The learned world as simulator: does it rank policies as the real world does?
 
-On a finished `ideomotor ivideogpt quickstart` (`--run`): the pixel actor is cloned from its experience with more or
-fewer updates, the last clone is tried with noise on its actions too, and every policy is tried in Meta-World (test
-goals, cut off after `--steps` steps, each as long as the world's) and inside the world, from the same first frames,
-with the foretold rewards summed over as many steps; `--samples` futures are drawn and averaged, and beyond the trained
-horizon the window slides.
+On a finished `ideomotor ivideogpt quickstart` (`--run`): the pixel actor is cloned from episodes of the scripted expert
+with more or fewer updates, the last clone is tried with noise on its actions too, and every policy is tried in
+Meta-World (test goals, cut off after `--steps` steps, each as long as the world's) and inside the world, from the same
+first frames, with the foretold rewards summed over as many steps; `--samples` futures are drawn and averaged, and
+beyond the trained horizon the window slides.
 A row a policy; then Spearman's correlation of the imagined with the real returns, and with success, intervals by
-bootstrap over policies and episodes. OUT/ranking.svg is the scatter. Stopped, the same command goes on.
+bootstrap over policies and episodes. OUT/policies/ranking.svg is the scatter. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +26,14 @@ from ideomotor.evaluation.statistics import Estimate
 from ideomotor.layers.sampling import Sampling
 from ideomotor.policies.actor_critic import ActorCriticConfig
 from ideomotor.systems.agent_worlds import pixel_world
-from ideomotor.systems.experience import shaken
+from ideomotor.systems.experience import experts, shaken
 from ideomotor.systems.ivideogpt import tiny
-from ideomotor.systems.ivideogpt_quickstart import WorldQuickstart
 from ideomotor.systems.ivideogpt_stages import load_config, run_tokenizer, run_world
 from ideomotor.systems.ranking import Ranking, RankingConfig, rank
 from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.world import World
-from ideomotor.training.config import config_from_json
+
+EPISODES = 20  # of the expert
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
     parser = _table.parser(__doc__ or "")
     parser.add_argument("--run", type=Path, default=Path("runs/world"), help="folder of a finished quickstart")
     parser.add_argument("--task", default="button-press-topdown-wall", help="one that the quickstart has recorded")
-    parser.add_argument("--out", type=Path, help="clones, episodes, drawing; RUN/ranking/TASK by default")
+    parser.add_argument("--out", type=Path, help="experts, clones, episodes, drawing; RUN/ranking/TASK by default")
     parser.add_argument("--episodes", type=int, default=20, help="test goals a policy, at most 20")
     parser.add_argument("--steps", type=int, default=20, help="steps of an episode, as far apart as the world's")
     parser.add_argument("--samples", type=int, default=2, help="futures drawn from each first frame")
@@ -58,7 +57,6 @@ def main() -> None:
         raise SystemExit(
             f"{args.run} holds no finished quickstart: run `ideomotor ivideogpt quickstart`, or give --run"
         )
-    folders = recorded(args.run, args.task)
     window = load_config(args.run / "world").window
     world = World.load(args.run / "world", horizon=window.horizon, sampling=Sampling(top_k=100))
     network = ActorCriticConfig(size=world.tokenizer.config.size, actions=world.action_width, filters=16, hidden=256)
@@ -68,9 +66,9 @@ def main() -> None:
     )  # fmt: skip
     if args.tiny:
         config = replace(config, updates=(0, 1, 2, 4, 8), batch=8, network=replace(network, stack=2, filters=4))
-    ranking = rank(
-        config, world, folders, args.out or args.run / "ranking" / args.task, lambda said: print(said, flush=True)
-    )
+    out = args.out or args.run / "ranking" / args.task
+    shown = experts(args.task, out / "experts", EPISODES, config.network.stack, noise=(0.0, 0.3))
+    ranking = rank(config, world, [shown], out / "policies", lambda said: print(said, flush=True))
     _table.publish("world_ranking", rows_of(ranking), args)
 
 
@@ -86,17 +84,6 @@ def rows_of(ranking: Ranking) -> list[dict[str, object]]:
         row("imagined return and real return", ranking.of_return),
         row("imagined return and real success", ranking.of_success),
     ]
-
-
-def recorded(run: Path, task: str) -> list[Path]:
-    """Returns the folders that hold the task's episodes: the quickstart's own, and the demonstrations it was given."""
-    noted, folders = run / "quickstart.json", [run / "data" / task]
-    if noted.is_file():
-        config = config_from_json(WorldQuickstart, json.loads(noted.read_text()))
-        folders += [config.demonstrations / task] if config.demonstrations is not None else []
-    if not folders[0].is_dir():
-        raise SystemExit(f"{run} has recorded nothing of {task!r}: give another --task")
-    return [folder for folder in folders if folder.is_dir()]
 
 
 def tiny_run(run: Path) -> None:

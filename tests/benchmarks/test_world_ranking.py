@@ -23,6 +23,5 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "8 updates, noise 1", "imagined return and real return", "imagined return and real success",
     ]  # fmt: skip
     assert set(rows[8]) == {"policy", "Spearman", "low", "high"}
-    assert (tmp_path / "out/ranking.svg").read_text().startswith("<svg xmlns")
-    with pytest.raises(SystemExit, match="has recorded nothing of 'green'"):
-        world_ranking.recorded(tmp_path / "out/run", "green")
+    assert (tmp_path / "out/policies/ranking.svg").read_text().startswith("<svg xmlns")
+    assert len(list((tmp_path / "out/experts").glob("*.npz"))) == world_ranking.EPISODES

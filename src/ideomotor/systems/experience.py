@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ideomotor.data.replay import Trajectory, read_trajectory, write_trajectory
+from ideomotor.data.replay import Replay, ReplayConfig, Trajectory, read_trajectory, write_trajectory
 from ideomotor.systems.progress import bar
 
 if TYPE_CHECKING:
@@ -64,6 +64,30 @@ def _record(job: tuple[Path, str, int, int]) -> None:
     finally:
         world.close()
     write_trajectory(path, episode)
+
+
+def experts(task: str, folder: Path, count: int, stack: int, repeat: int = 2, noise: Sequence[float] = (0.0,)) -> Path:
+    """Records what is missing of ``count`` episodes of the scripted expert in ``folder``, and returns it.
+
+    Args:
+        task: as ``pixel_world`` knows it.
+        folder: of the replay layout.
+        count: of episodes.
+        stack: frames of an observation.
+        repeat: steps of Meta-World that an action is held.
+        noise: deviations on the actions, in every other episode one after the other.
+    """
+    from ideomotor.systems.agent_worlds import pixel_world
+
+    replay, world = Replay(folder, ReplayConfig(stack=stack)), pixel_world(task, "train", stack, repeat)
+    try:
+        for number in range(count):
+            if not (folder / f"{number:06d}.npz").is_file():
+                rng = np.random.default_rng([*task.encode(), number])
+                replay.add(number, shaken(world, noise[number % len(noise)], False, rng))
+    finally:
+        world.close()
+    return folder
 
 
 def shaken(world: PixelWorld, noise: float, rests: bool, rng: np.random.Generator) -> Trajectory:

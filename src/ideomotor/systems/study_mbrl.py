@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from ideomotor.data.replay import Replay, ReplayConfig
 from ideomotor.evaluation.episodes import EpisodeResult
-from ideomotor.systems.agent_worlds import pixel_world
 from ideomotor.systems.dream import DREAMS, Arm, Dream, for_task, run_dream
-from ideomotor.systems.experience import shaken
+from ideomotor.systems.experience import experts
 from ideomotor.systems.ivideogpt_stages import load_world
 from ideomotor.systems.study_cells import Cell, Done
 from ideomotor.training.checkpoint import fingerprint
@@ -162,12 +158,4 @@ def demonstrated(task: str, settings: MBRL, folder: Path) -> Path | None:
     if not settings.demonstrations:
         return None
     preset = DREAMS[settings.preset]()
-    stack = preset.learning.real.replay.stack
-    replay, world = Replay(folder, ReplayConfig(stack=stack)), pixel_world(task, "train", stack, preset.repeat)
-    try:
-        for number in range(settings.demonstrations):
-            if not (folder / f"{number:06d}.npz").is_file():
-                replay.add(number, shaken(world, 0.0, False, np.random.default_rng([*task.encode(), number])))
-    finally:
-        world.close()
-    return folder
+    return experts(task, folder, settings.demonstrations, preset.learning.real.replay.stack, preset.repeat)
