@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from ideomotor import cli
 from ideomotor.layers.sampling import Sampling
 from ideomotor.predictors.autoregressive import AutoregressivePredictor
+from ideomotor.systems import ivideogpt_scores
+from ideomotor.systems.held_out import held_out_clips
 from ideomotor.systems.ivideogpt import PRESETS, WorldModeling, packed, tiny, tokens_of, unpacked
 from ideomotor.systems.ivideogpt_scores import evaluate, score_table
 from ideomotor.systems.ivideogpt_stages import load_world, run_tokenizer, run_world
@@ -423,3 +425,23 @@ def test_evaluation_scores_held_out_clips(home: Path, tmp_path: Path, capsys: py
     gap = scores["sensitivity"]["shuffled"]
     assert gap["low"] <= gap["value"] <= gap["high"]
     assert scores["strict"]["psnr (best)"]["value"] >= scores["strict"]["psnr (mean)"]["value"]
+
+
+def test_protocols_score_single_futures_and_never_their_mean(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, plain = [], ivideogpt_scores.compare_videos
+    monkeypatch.setattr(
+        ivideogpt_scores, "compare_videos", lambda truth, whole, *more, **named: (
+            seen.append(whole), plain(truth, whole, *more, **named)
+        )[1],
+    )  # fmt: skip
+    monkeypatch.setattr(
+        ivideogpt_scores, "_expected", lambda world, seen, horizon, *_: (
+            torch.full((len(seen), horizon, 3, 32, 32), 77, dtype=torch.uint8), None
+        ),
+    )  # fmt: skip
+    world = World.load(home / "world")
+    clips = held_out_clips(home / "world", (), tiny().window, 32, 2)
+    ivideogpt_scores.score(world, clips, futures=3)
+    ivideogpt_scores.score(world, clips, futures=1)
+    mean, single = seen[0][0, :, 2:], seen[1][0, :, 2:]
+    assert single.eq(77).all() and not mean.eq(77).all(), "of one future the mean is that future"
