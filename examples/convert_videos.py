@@ -3,8 +3,7 @@
     python examples/convert_videos.py FOLDER OUT
 
 You see what is in the folder and what is wrong with it, then what was written. Without arguments three clips are made
-up, and
-a note that pretends to be a video: it is named and left out.
+up, and a note that pretends to be a video: it is named and left out.
 """
 
 import sys

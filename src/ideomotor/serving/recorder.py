@@ -44,6 +44,7 @@ class Recorder:
 
         Raises:
             FileExistsError: the dataset is there already, or unfinished episodes are and ``resume`` is False.
+            ValueError: the interrupted recording was begun at other steps a second.
         """
         self.path, self.fps, self.robot_type, self.resume = Path(path), fps, robot_type, resume
         self.action_names, self.state_names = action_names, state_names
