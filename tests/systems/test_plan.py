@@ -101,12 +101,17 @@ def test_the_command_leaves_a_row_and_a_video_an_episode(
     before = (tmp_path / "out/plan.jsonl").read_text()
     assert before.count("\n") == 1 and (tmp_path / "out/plan-30.mp4").stat().st_size > 500
     assert ideomotor(*words) == 0 and (tmp_path / "out/plan.jsonl").read_text() == before, "it is not run again"
+    noted = tmp_path / "world/run.json"
+    noted.write_text(noted.read_text().replace('"repeat": 2', '"repeat": 4'))
+    assert ideomotor(*words) == 2 and "repeat: 2 -> 4" in capsys.readouterr().err
+    assert ideomotor(*words, "--out", tmp_path / "dreamt") == 0
+    noted.unlink()  # as a stage leaves a world, of recorded experience
     settings = tmp_path / "world/ivideogpt.json"
     settings.write_text(
         settings.read_text().replace('"pooled": false', '"pooled": true').replace('"stride": 1', '"stride": 4', 1)
     )
     assert ideomotor(*words, "--out", tmp_path / "held") == 0
-    assert repeats == [2, 2, 8], "an action is held as long as the world takes it"
+    assert repeats == [2, 2, 4, 4, 8], "an action is held as long as the world takes it"
     with lock(tmp_path / "out"):
         assert ideomotor(*words) == 2 and "choose another --out" in capsys.readouterr().err
     goal = next((tmp_path / "world/replay").glob("*.npz"))

@@ -263,6 +263,25 @@ def test_an_own_robot_tells_which_numbers_are_rotations(folders: Callable[[str],
     assert "quaternions" not in open_backend(folders("vpp")).metadata["ideomotor"]["actions"]
 
 
+def test_who_drives_a_dream_is_told_how_long_its_steps_are(tmp_path: Path) -> None:
+    dream(tmp_path)
+    said = {part: open_backend(tmp_path, Serving(part=part)).metadata["ideomotor"] for part in ("policy", "world")}
+    assert (
+        "notes" not in said["world"] and said["policy"]["notes"] == "pictures of Meta-World are mirrored left to right"
+    )
+    write_json(tmp_path / "run.json", {"config": {"dream": {"repeat": 8}}})
+    for part in ("policy", "world"):
+        assert "8 steps of the simulator" in open_backend(tmp_path, Serving(part=part)).metadata["ideomotor"]["notes"]
+
+
+def test_a_world_of_pooled_frames_tells_what_its_actions_are(tmp_path: Path) -> None:
+    world(tmp_path)
+    config = replace(ivideogpt.tiny(), window=replace(ivideogpt.tiny().window, stride=4, pooled=True))
+    write_json(tmp_path / WORLD_FILE, config_to_json(config))
+    about = open_backend(tmp_path).metadata["ideomotor"]
+    assert about["notes"].startswith("an action is the mean of the 4") and about["observation"]["stride"] == 4
+
+
 def test_an_own_robot_refuses_what_is_no_pose(folders: Callable[[str], Path]) -> None:
     backend = open_backend(folders("vpp, own robot"))
     message = observed(backend, 0)
@@ -385,6 +404,9 @@ def test_options_that_mean_nothing_are_refused(folders: Callable[[str], Path]) -
         open_backend(folders("vpp"), Serving(dial="full"))
     with pytest.raises(ValueError, match="execute, rate_hz means nothing to the world in"):
         open_backend(folders("world"), Serving(execute=2, rate_hz=10))
+    for name in ("published", "world"):
+        with pytest.raises(ValueError, match="max_batch means nothing to the"):
+            open_backend(folders(name), Serving(max_batch=4))
     with pytest.raises(ValueError, match="weights means nothing to the policy in"):
         open_backend(folders("dream"), Serving(weights="bf16"))
     with pytest.raises(ValueError, match="execute is 9; the policy gives chunks of 8 actions"):

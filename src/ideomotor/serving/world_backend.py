@@ -34,6 +34,7 @@ class ServedWorld:
         size: side of its square frames in pixels.
         reward: whether it foretells rewards.
         stride: frames of the recordings from one of its frames to the next; None where it is not known.
+        notes: for who writes a client.
     """
 
     system: str
@@ -42,6 +43,7 @@ class ServedWorld:
     size: int
     reward: bool
     stride: int | None = None
+    notes: str = ""
 
 
 class WorldSession:
@@ -98,7 +100,7 @@ class WorldBackend:
             "actions": {"chunk": 1, "execute": 1, "width": world.action_width, "rate_hz": None},
             "extensions": ["world"],
         }
-        return {"ideomotor": about}
+        return {"ideomotor": about | ({"notes": served.notes} if served.notes else {})}
 
     def session(self) -> WorldSession:
         """Returns a session whose imagination has not begun."""

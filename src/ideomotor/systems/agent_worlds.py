@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ideomotor.systems.collection_worlds import tasks_of
+from ideomotor.training.checkpoint import read_json
 
 if TYPE_CHECKING:
     from ideomotor.envs.pixels import PixelWorld
 
 HORIZON = 200  # steps of Meta-World that an episode has
+RECORDED_REPEAT = 2  # steps of Meta-World from one frame of recorded experience to the next, as published
 
 
-def pixel_world(task: str, goals: Literal["train", "test"], stack: int = 3, repeat: int = 2) -> PixelWorld:
+def pixel_world(
+    task: str, goals: Literal["train", "test"], stack: int = 3, repeat: int = RECORDED_REPEAT
+) -> PixelWorld:
     """Returns a task's world for an agent that looks at pictures: Meta-World at 64 px, or the toy world at 32 px in
     short episodes, to try things out.
 
@@ -32,3 +37,18 @@ def pixel_world(task: str, goals: Literal["train", "test"], stack: int = 3, repe
 
     pixels = PixelConfig(stack=stack, repeat=1, duration=12)
     return PixelWorld(ToyEnv(ToyConfig(task=task, size=32, horizon=pixels.horizon, goals=goals)), pixels)
+
+
+def repeat_of(folder: Path) -> int | None:
+    """Returns for how many steps of Meta-World the agent of a dream held its actions, which is as far as the frames of
+    its world are apart; None where the folder is of no dream.
+
+    Raises:
+        ValueError: the folder's run.json was damaged.
+    """
+    settings = folder / "run.json"
+    noted = (read_json(settings).get("config") or {}) if settings.is_file() else {}
+    if "dream" not in noted:
+        return None
+    repeat: int = noted["dream"].get("repeat", RECORDED_REPEAT)  # runs from before it could be set held so long
+    return repeat

@@ -23,7 +23,7 @@ from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.episodes import EpisodeResult, append, read_log
 from ideomotor.rl.collect import PixelEnv
 from ideomotor.rl.planning import Plan, Score, cem, imagined_score, mppi, shifted, undecided
-from ideomotor.systems.agent_worlds import pixel_world
+from ideomotor.systems.agent_worlds import RECORDED_REPEAT, pixel_world, repeat_of
 from ideomotor.systems.dream import FPS
 from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.panels import framed, side_by_side
@@ -73,6 +73,7 @@ class PlanSettings:
     planning: Planning
     world: str
     goal: str
+    repeat: int  # steps of Meta-World that an action is held
 
 
 class Acted(NamedTuple):
@@ -194,12 +195,12 @@ def run_plan(
     if not 1 <= episodes <= len(GOALS["test"]) or steps < 1:
         raise ValueError(f"episodes is {episodes}, steps {steps}; wanted 1 to {len(GOALS['test'])}, and 1 or more")
     inside = World.load(folder, device=device, horizon=planning.horizon, seed=seed)
-    repeat = 2 * load_config(folder).window.held  # episodes are recorded at 2
+    repeat = repeat_of(folder) or RECORDED_REPEAT * load_config(folder).window.held
     picture = None if goal is None else read_trajectory(goal).frames[-1]
     settings = PlanSettings(
         task=task, seed=seed, steps=steps, planning=planning,
         world=fingerprint(inside.predictor, inside.predictor.config),
-        goal="" if goal is None else hashlib.sha256(goal.read_bytes()).hexdigest(),
+        goal="" if goal is None else hashlib.sha256(goal.read_bytes()).hexdigest(), repeat=repeat,
     )  # fmt: skip
     with ExitStack() as held:
         world = held.enter_context(closing(pixel_world(task, "test", max(3, inside.context), repeat)))

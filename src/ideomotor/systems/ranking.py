@@ -27,7 +27,7 @@ from ideomotor.files import write_text
 from ideomotor.policies.actor_critic import ActorCritic, ActorCriticConfig, Cloning, noisy
 from ideomotor.rl.collect import PixelEnv
 from ideomotor.rl.dreams import imagine
-from ideomotor.systems.agent_worlds import pixel_world
+from ideomotor.systems.agent_worlds import RECORDED_REPEAT, pixel_world
 from ideomotor.systems.dream import digest
 from ideomotor.systems.world import World
 from ideomotor.training.checkpoint import fingerprint, load_model
@@ -151,7 +151,9 @@ def rank(
     folders: Sequence[Path],
     out: Path,
     say: Callable[[str], None] = print,
-    real: Callable[[str, int, int], Any] = lambda task, stack, held: pixel_world(task, "test", stack, 2 * held),
+    real: Callable[[str, int, int], Any] = lambda task, stack, held: pixel_world(
+        task, "test", stack, RECORDED_REPEAT * held
+    ),
 ) -> Ranking:
     """Clones, tries in both worlds, and writes ``out``/ranking.svg. Killed, the same call goes on.
 

@@ -21,6 +21,7 @@ from ideomotor.serving.contract import Actions, Contract, State
 from ideomotor.serving.policy_backend import PolicyBackend, Served
 from ideomotor.serving.world_backend import ServedWorld, WorldBackend
 from ideomotor.systems import vpdd_published_stages, vpdd_stages, vpp_stages
+from ideomotor.systems.agent_worlds import repeat_of
 from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.sources import read_facts
 from ideomotor.systems.stages import FAST_FILE, IMPORT_FILE, PUBLISHED_FILE, VPP_FILE, WORLD_FILE
@@ -205,8 +206,10 @@ def vpp_backend(agent: VPPAgent, how: Serving, recorded_as: str | None = None) -
     return PolicyBackend(served, how.seed)
 
 
-def pixel_backend(network: ActorCritic, how: Serving) -> PolicyBackend:
-    """Returns the agent of a dream, served: one action at a time, of the last few frames."""
+def pixel_backend(network: ActorCritic, how: Serving, repeat: int | None = None) -> PolicyBackend:
+    """Returns the agent of a dream, served: one action at a time, of the last few frames; ``repeat`` are the steps of
+    Meta-World that it held its actions, where that is known.
+    """
     config = network.eval().config
     contract = Contract(
         cameras=(VIEW,),
@@ -225,13 +228,13 @@ def pixel_backend(network: ActorCritic, how: Serving) -> PolicyBackend:
         act=lambda context, prefix, seeds: network.act(context.to(device)),
         max_batch=how.max_batch,
         rate_hz=how.rate_hz,
-        notes="a step is one of the agent's: in Meta-World the action is held for two steps of the simulator, and "
-        "pictures are mirrored left to right",
+        notes=("" if repeat is None else f"in Meta-World an action is held for {repeat} steps of the simulator; ")
+        + "pictures of Meta-World are mirrored left to right",
     )
     return PolicyBackend(served, how.seed)
 
 
-def world_backend(world: World, how: Serving, stride: int | None = None) -> WorldBackend:
+def world_backend(world: World, how: Serving, stride: int | None = None, notes: str = "") -> WorldBackend:
     """Returns a world of iVideoGPT, served."""
     served = ServedWorld(
         system="ivideogpt",
@@ -240,6 +243,7 @@ def world_backend(world: World, how: Serving, stride: int | None = None) -> Worl
         size=world.tokenizer.config.size,
         reward=world.predictor.config.reward,
         stride=stride,
+        notes=notes,
     )
     return WorldBackend(served, how.seed)
 
@@ -257,12 +261,19 @@ def _open_vpp(folder: Path, how: Serving) -> Backend:
 
 
 def _open_pixels(folder: Path, how: Serving) -> Backend:
-    return pixel_backend(load_model(folder / "agent", ActorCritic, ActorCriticConfig, how.device), how)
+    agent = load_model(folder / "agent", ActorCritic, ActorCriticConfig, how.device)
+    return pixel_backend(agent, how, repeat_of(folder))
 
 
 def _open_world(folder: Path, how: Serving) -> Backend:
     world = World.load(folder, device=how.device, weights=how.weights, seed=how.seed)
-    return world_backend(world, how, load_config(folder).window.stride)
+    window, repeat = load_config(folder).window, repeat_of(folder)
+    notes = f"an action is the mean of the {window.held} recorded ones that lead to a frame" if window.held > 1 else ""
+    if repeat is not None:
+        notes = (
+            f"in Meta-World a frame is {repeat} steps of the simulator behind the one before, an action held so long"
+        )
+    return world_backend(world, how, window.stride, notes)
 
 
 _OPENERS: Mapping[str, Callable[[Path, Serving], Backend]] = {
@@ -296,8 +307,11 @@ def _nothing(folder: Path, how: Serving) -> str:
 def _refuse_idle_options(folder: Path, how: Serving, found: str, part: Part) -> None:
     """Refuses options that would do nothing for what is served."""
     plain = Serving(part=how.part, device=how.device, seed=how.seed)
-    given = {name for name in ("dial", "execute", "weights", "rate_hz") if vars(how)[name] != vars(plain)[name]}
-    known = {"weights"} if part == "world" else {"execute", "rate_hz"} | ({"dial"} if found == FAST_FILE else set())
+    names = ("dial", "execute", "weights", "rate_hz", "max_batch")
+    given = {name for name in names if vars(how)[name] != vars(plain)[name]}
+    known = {"weights"} if part == "world" else {"execute", "rate_hz"}
+    known |= {"dial"} if found == FAST_FILE else set()
+    known |= {"max_batch"} if part == "policy" and found != PUBLISHED_FILE else set()
     if given - known:
         raise ValueError(f"{', '.join(sorted(given - known))} means nothing to the {part} in {folder}: leave it out")
 
