@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ideomotor.data.formats import open_dataset
 from ideomotor.systems import quickstarts
-from ideomotor.systems.collection import CollectionConfig, collect_with_progress
+from ideomotor.systems.collection import collect_with_progress
 from ideomotor.systems.collection_worlds import WORLDS, world_config
 from ideomotor.systems.imagination import imagine_held_out
 from ideomotor.systems.quickstart_report import (
@@ -49,7 +49,9 @@ def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 
     """
     model = within_budget(model, config.budget_minutes)
     model = replace(model, policy=replace(model.policy, action_width=len(WORLDS[config.world].actions)))
-    collection = collection_of(config, model, out, workers)
+    collection = quickstarts.collection_of(
+        out, config.world, config.tasks, config.demonstrations, model.size, config.seed, workers
+    )
     claim(config, model, out, look(config, model))
     with stage(out, "collect", config.seed) as run:
         if not run.finished:
@@ -64,29 +66,6 @@ def quickstart(config: QuickstartConfig, model: VPDD, out: Path, workers: int = 
         report_of(out)  # what there is; the page says what is missing
         raise
     return report_of(out)
-
-
-def collection_of(config: QuickstartConfig, model: VPDD, out: Path, workers: int) -> CollectionConfig:
-    """Returns what is collected: as many expert as other videos, and twice as much video without actions as with.
-
-    Raises:
-        ValueError: no demonstration is asked for.
-    """
-    n = config.demonstrations
-    if n < 1:
-        raise ValueError(f"demonstrations is {n}; a policy needs at least 1 a task")
-    return CollectionConfig(
-        out=out / "data",
-        world=config.world,
-        tasks=config.tasks,
-        demonstrations=n,
-        expert=n,
-        noisy=(3 * n) // 5,
-        failed=n - (3 * n) // 5,
-        size=model.size,
-        seed=config.seed,
-        workers=workers,
-    )
 
 
 def look(config: QuickstartConfig, model: VPDD) -> str:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
+from ideomotor.systems.collection import CollectionConfig
 from ideomotor.training.checkpoint import read_json, write_json
 from ideomotor.training.config import differences
 from ideomotor.training.run import Run
@@ -51,6 +52,37 @@ def claim(out: Path, settings: dict[str, Any], what: str = "quickstart") -> None
         return
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
+
+
+def collection_of(
+    out: Path,
+    world: Literal["metaworld", "toy"],
+    tasks: tuple[str, ...],
+    demonstrations: int,
+    size: int,
+    seed: int,
+    workers: int,
+) -> CollectionConfig:
+    """Returns what is collected: as many expert as other videos, and twice as much video without actions as with.
+
+    Raises:
+        ValueError: no demonstration is asked for.
+    """
+    if demonstrations < 1:
+        raise ValueError(f"demonstrations is {demonstrations}; a policy needs at least 1 a task")
+    noisy = (3 * demonstrations) // 5
+    return CollectionConfig(
+        out=out / "data",
+        world=world,
+        tasks=tasks,
+        demonstrations=demonstrations,
+        expert=demonstrations,
+        noisy=noisy,
+        failed=demonstrations - noisy,
+        size=size,
+        seed=seed,
+        workers=workers,
+    )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 
 from ideomotor.data.segments import SegmentWindow
 from ideomotor.systems import quickstarts
-from ideomotor.systems.collection import CollectionConfig, collect_with_progress
+from ideomotor.systems.collection import collect_with_progress
 from ideomotor.systems.collection_worlds import WORLDS, world_config
 from ideomotor.systems.held_out import held_out_clips
 from ideomotor.systems.imagination import write_imagination
@@ -44,7 +44,10 @@ def quickstart(config: VPPQuickstart, out: Path, workers: int = 2) -> Path:
     quickstarts.claim(out, {"quickstart": config_to_json(config), "model": config_to_json(model)})
     with said(out, "collect", STAGES, config.seed) as run:
         if not run.finished:
-            collect_with_progress(collection_of(config, model, out, workers))
+            n, size = config.demonstrations, model.size
+            collect_with_progress(
+                quickstarts.collection_of(out, config.world, config.tasks, n, size, config.seed, workers)
+            )
     try:
         with quickstarts.threads(1), _beside(out, workers) as check:
             foreseeing_arm(config, model, out, workers, check)
@@ -119,23 +122,6 @@ def model_of(config: VPPQuickstart) -> VPP:
         policy=replace(model.policy, action_width=len(WORLDS[config.world].actions)),
         video_stage=scaled(model.video_stage),
         policy_stage=scaled(model.policy_stage),
-    )
-
-
-def collection_of(config: VPPQuickstart, model: VPP, out: Path, workers: int) -> CollectionConfig:
-    """Returns what is collected: demonstrations, and twice as much video without actions, a fifth of which fails."""
-    n = config.demonstrations
-    return CollectionConfig(
-        out=out / "data",
-        world=config.world,
-        tasks=config.tasks,
-        demonstrations=n,
-        expert=n,
-        noisy=(3 * n) // 5,
-        failed=n - (3 * n) // 5,
-        size=model.size,
-        seed=config.seed,
-        workers=workers,
     )
 
 
