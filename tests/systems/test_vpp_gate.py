@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,6 +201,9 @@ def test_what_the_gate_cannot_try_is_refused(home: Path, tmp_path: Path, capsys:
         (("--clips", 0), "must be at least 1"),
         (("--videos", -1), "wanted 0 or more"),
         (("--data", tmp_path / "still.mp4"), "nothing moves at step 1, 2, 3"),
+        (("--sigmas", "inf"), "must be at least 1, and sigmas"),
+        (("--data", home / "films", "--out", home / "films/gate"), "lies in the data set"),
+        (("--out", tmp_path / "odd.json"), "odd.json is a file"),
     ]:
         assert ideomotor(*words, *more) != 0
         shown = " ".join(capsys.readouterr().err.replace("│", " ").split())  # some are told in a box
@@ -209,3 +213,21 @@ def test_what_the_gate_cannot_try_is_refused(home: Path, tmp_path: Path, capsys:
     capsys.readouterr()
     assert ideomotor(*words, "--seed", 1, "--against", tmp_path / "a/gate.json") != 0
     assert "with other options, so the losses do not pair" in said(capsys)
+
+
+@pytest.mark.browser
+def test_a_film_of_one_future_is_not_drawn_large(home: Path, tmp_path: Path, browser: Any) -> None:
+    words = ("vpp", "gate", home / "video", *QUICK, "--videos", 2, "--out", tmp_path)
+    for samples, widest in ((1, 224), (2, 448)):
+        assert ideomotor(*words, "--samples", samples) == 0
+        for screen in (1280, 360):
+            metrics = {"width": screen, "height": 844, "deviceScaleFactor": 1, "mobile": screen < 600}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            browser.get((tmp_path / "gate.html").as_uri())
+            browser.execute_async_script(
+                "const done = arguments[0], videos = [...document.querySelectorAll('video')];"
+                "(function look() { videos.every(v => v.videoWidth) ? done() : setTimeout(look, 30); })();"
+            )
+            for shown in (video.rect for video in browser.find_elements("tag name", "video")):
+                assert 160 <= shown["width"] <= widest and shown["x"] + shown["width"] <= screen
+                assert shown["height"] == pytest.approx(shown["width"] * 2 / samples, rel=0.02)

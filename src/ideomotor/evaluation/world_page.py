@@ -18,11 +18,15 @@ STILL = "last frame repeated"
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
-    """Context, truth and futures of one clip, side by side, as an mp4 (h264) file."""
+    """Context, truth and futures of one clip, side by side, as an mp4 (h264) file.
+
+    ``across`` is the number of pictures side by side, where few of them would be drawn too large.
+    """
 
     text: str
     episode: str
     video: bytes
+    across: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,11 +166,13 @@ def _decibel(value: float) -> str:
 def _films(films: Sequence[Film]) -> str:
     if not films:
         return page.not_yet("No clip was kept to be shown.")
-    return "".join(
-        f"<figure>{page.video(film.video, f'truth and futures: {film.text}')}"
+    shown = "".join(
+        f'<figure class="film{"" if film.across is None else f" across{film.across}"}">'
+        f"{page.video(film.video, f'truth and futures: {film.text}')}"
         f"<figcaption>{say.escaped(film.text or film.episode)} · {say.escaped(film.episode)}</figcaption></figure>"
         for film in films
     )
+    return f'<div class="films">{shown}</div>'
 
 
 def _gaps(gaps: Mapping[str, tuple[float, float | None, float | None]], untold: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -58,10 +59,12 @@ def gate(
         device: where to compute; CUDA where there is any, else the CPU.
 
     Raises:
-        ValueError: the folder holds no video model, nothing was held out, or ``against`` does not pair.
+        ValueError: the folder holds no video model, nothing was held out, ``against`` does not pair, or ``out`` cannot
+            be written, or lies in the data.
     """
     if videos < 0:
         raise ValueError(f"videos is {videos}; wanted 0 or more")
+    refuse_place(out, data)
     model = VideoModel.load(folder, device)
     config = model.config
     window = SegmentWindow(frames=config.window.frames, context=1, stride=config.window.stride)
@@ -82,6 +85,20 @@ def gate(
     write_json(out / FILE, report)
     write_text(out / "gate.html", page_of(report, out))
     return report
+
+
+def refuse_place(out: Path, data: Sequence[Path]) -> None:
+    """Refuses a folder that nothing could be written to after hours of work, or that belongs to the data.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for path in data:
+        if out.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{out} lies in the data set {path}, which the videos would join: choose another --out")
+    there = next(place for place in (out, *out.resolve().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{there} is {'read-only' if there.is_dir() else 'a file'}: choose another --out")
 
 
 def losses_of(path: Path, facts: Mapping[str, Any]) -> list[float]:
@@ -155,7 +172,12 @@ def page_of(report: Mapping[str, Any], out: Path) -> str:
             reward_error=None,
             strict={name: _row(row) for name, row in report["strict"].items()},
             films=[
-                Film(text=row["text"], episode=row["clip"], video=(out / row["file"]).read_bytes())
+                Film(
+                    text=row["text"],
+                    episode=row["clip"],
+                    video=(out / row["file"]).read_bytes(),
+                    across=report["options"]["samples"],
+                )
                 for row in report["videos"]
             ],
             protocol=report["options"] | {"held-out clips": len(report["clips"])},

@@ -7,6 +7,7 @@ function of its name and the seed alone: a clip has the same figures whichever o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -52,7 +53,8 @@ class GateOptions:
 
     def __post_init__(self) -> None:
         refuse_sampling(self.samples, self.steps, self.guidance)
-        if min(self.clips, self.noises) < 1 or not self.sigmas or min(self.sigmas) <= 0:
+        finite = all(0 < sigma < math.inf for sigma in self.sigmas)
+        if min(self.clips, self.noises) < 1 or not self.sigmas or not finite:
             raise ValueError(
                 f"clips {self.clips} and noises {self.noises} must be at least 1, and sigmas {self.sigmas} numbers "
                 "above 0"
