@@ -214,6 +214,11 @@ def with_cached_latents(
     return replace(dataset, episodes=kept, quarantined=dataset.quarantined + lost)
 
 
+def is_prepared(dataset: Dataset, root: Path, camera: str, size: tuple[int, int], vae: str, fit: Fit = "crop") -> bool:
+    """Says whether latents of this camera, by the VAE of that fingerprint, are there, in whichever precision."""
+    return any(cache.vae == vae for cache in _there(dataset, root, camera, size, fit))
+
+
 def file_digest(path: Path) -> str:
     """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
@@ -221,8 +226,7 @@ def file_digest(path: Path) -> str:
 
 
 def _finished(dataset: Dataset, root: Path, camera: str, size: tuple[int, int], vae: str, fit: Fit) -> LatentCache:
-    stem = _stem(dataset, camera, size, fit)
-    found = [LatentCache(path.parent) for path in sorted(Path(root).glob(f"{stem}-*/index.json"))]
+    found = _there(dataset, root, camera, size, fit)
     what = f"latents of {dataset.name!r}, camera {camera!r}, {size[0]}x{size[1]} pixels ({fit}),"
     if not found:
         raise FileNotFoundError(f"{what} are not in {root}: prepare them first (ideomotor vpp prepare)")
@@ -234,6 +238,15 @@ def _finished(dataset: Dataset, root: Path, camera: str, size: tuple[int, int], 
         f"{what} in {root} were made by another VAE ({others}, wanted {vae[:12]}): prepare them with this one, or give "
         "the VAE that made them"
     )
+
+
+def _there(dataset: Dataset, root: Path, camera: str, size: tuple[int, int], fit: Fit) -> list[LatentCache]:
+    """The finished caches of this camera, of any VAE, the finer precision first."""
+    stem = _stem(dataset, camera, size, fit)
+    # A cache in the making ends in .partial, and gets its index just before it gets its name.
+    places = sorted(path.parent for path in Path(root).glob(f"{stem}-*/index.json"))
+    caches = [LatentCache(place) for place in places if place.suffix != ".partial"]
+    return sorted(caches, key=lambda cache: cache.dtype != "float16")  # so that a run goes on with what it began with
 
 
 def _stem(dataset: Dataset, camera: str, size: tuple[int, int], fit: Fit) -> str:

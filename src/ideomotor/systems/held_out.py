@@ -64,9 +64,15 @@ def _held_out(folder: Path, window: SegmentWindow) -> Iterator[Source]:
 
 
 def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
-    """Returns ``count`` clips, or as many as there are, spread evenly over the windows of all sources."""
+    """Returns ``count`` clips, or as many as there are, spread evenly over the windows of all sources.
+
+    Raises:
+        ValueError: none is asked for, or an episode has no video.
+    """
     if count < 1:
         raise ValueError(f"clips is {count}; wanted at least 1")
+    for source in sources:
+        _refuse_without_video(source)
     indices = [WindowIndex(source.dataset, source.window) for source in sources]
     places = [(number, window) for number, index in enumerate(indices) for window in range(len(index))]
     taken = min(count, len(places))
@@ -93,6 +99,16 @@ def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
         texts=texts,
         names=names,
     )
+
+
+def _refuse_without_video(source: Source) -> None:
+    (camera,) = source.camera_names().values()
+    without = next((episode.id for episode in source.dataset.episodes if camera not in episode.frames), None)
+    if without is not None:
+        raise ValueError(
+            f"episode {without!r} of {source.dataset.path} has no video of camera {camera!r}, only latents, and what "
+            "is foretold is held against video: name data sets that have it with --data"
+        )
 
 
 def shown(clips: HeldOut, count: int) -> list[int]:

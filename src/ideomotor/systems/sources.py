@@ -240,7 +240,7 @@ def open_sources(
         dataset = _cached(dataset, options.cache, size, cameras, smooth)
         if actions:
             dataset = learnable(dataset, shape.chunk)
-        _report_quarantine(dataset)
+        report_quarantine(dataset)
         weight = options.weights[number] if options.weights else 1.0
         learned, held = options.sides(dataset, window)
         train.append(
@@ -274,6 +274,11 @@ def _cameras(dataset: Dataset, named: str, views: int) -> tuple[str, ...]:
         cameras = tuple(named.split(","))
     else:
         first_camera(dataset)  # refuses a data set without any
+        if not dataset.episodes[0].frames:
+            raise ValueError(
+                f"{dataset.name!r} was published as latents, without video, and this stage looks at video: of all "
+                "stages `ideomotor vpp video` alone can do without"
+            )
         cameras = tuple(dataset.episodes[0].frames)[:views]
     if len(cameras) != views or len(set(cameras)) < views:
         raise ValueError(
@@ -297,7 +302,8 @@ def _cached(
         return cached(dataset, root, size, cameras, workers, progress, smooth)
 
 
-def _report_quarantine(dataset: Dataset) -> None:
+def report_quarantine(dataset: Dataset) -> None:
+    """Says on screen what was left out of a data set, and why."""
     for entry in dataset.quarantined[:10]:
         console.print(f"left out of {dataset.name}: {entry.path}: {entry.reason}", markup=False)
     if len(dataset.quarantined) > 10:

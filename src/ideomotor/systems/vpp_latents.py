@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,31 +10,35 @@ import torch
 
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.latent_encoding import LatentSpec
-from ideomotor.data.latents import LatentCache, with_cached_latents
+from ideomotor.data.latents import LatentCache, is_prepared, with_cached_latents
 from ideomotor.data.mixture import Source
 from ideomotor.data.windows import split
 from ideomotor.systems.autoencoders import Autoencoder, vae_fingerprint
 from ideomotor.systems.progress import bar
-from ideomotor.systems.sources import DataFacts, DataOptions, Sources
+from ideomotor.systems.sources import DataFacts, DataOptions, Sources, console, report_quarantine
 from ideomotor.systems.vpp import VPP
-from ideomotor.systems.vpp_prepare import VAEEncoder
+from ideomotor.systems.vpp_prepare import VAEEncoder, published_dataset
+from ideomotor.types import Dataset
 
 
 def latent_sources(data: DataOptions, config: VPP, vae: Autoencoder, vae_from: Path) -> Sources:
-    """Encodes what is not in the cache yet (a bar), and splits by episode; every camera is a film of its own."""
+    """Encodes what is not in the cache yet (a bar), and splits by episode; every camera is a film of its own.
+
+    Data sets without video that were published as latents are read as they are; see ``_published``.
+    """
     train: list[Source] = []
     validation: list[Source] = []
     noted: list[DataFacts] = []
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, size = vae_fingerprint(vae), (config.size, config.size)
     for number, path in enumerate(data.data):
         dataset = open_dataset(path)
-        there = list(dataset.episodes[0].frames)[: config.views]  # video of fewer cameras than the robot's is welcome
-        for camera in (cameras := data.cameras[number].split(",") if data.cameras else there):
-            spec = LatentSpec(camera=camera, size=size, vae=name, scale=vae.scale)
-            with bar(f"encode {dataset.name} {camera}") as tell:
-                LatentCache.build(dataset, data.cache, spec, VAEEncoder(vae_from, device), 1, tell)
-        dataset = with_cached_latents(dataset, data.cache, cameras, size, name)
+        first = dataset.episodes[0]
+        there = list(first.frames or first.latents)[: config.views]  # fewer cameras than the robot's are welcome
+        cameras = data.cameras[number].split(",") if data.cameras else there
+        if first.frames:
+            dataset = _encoded(dataset, cameras, config, vae, vae_from, data.cache)
+        else:
+            dataset = _published(path, cameras, config, vae)
+        report_quarantine(dataset)
         learned, held = split(dataset, data.validation) if data.validation else (dataset, None)
         window = replace(
             config.window,
@@ -55,3 +60,45 @@ def latent_sources(data: DataOptions, config: VPP, vae: Autoencoder, vae_from: P
             )
         )  # fmt: skip
     return Sources(train, validation, noted)
+
+
+def _encoded(
+    dataset: Dataset, cameras: Sequence[str], config: VPP, vae: Autoencoder, vae_from: Path, root: Path
+) -> Dataset:
+    """The data set with latents of its video; those that were prepared in another precision serve too."""
+    name, size = vae_fingerprint(vae), (config.size, config.size)
+    for camera in cameras:
+        if not is_prepared(dataset, root, camera, size, name):
+            spec = LatentSpec(camera=camera, size=size, vae=name, scale=vae.scale)
+            with bar(f"encode {dataset.name} {camera}") as tell:
+                LatentCache.build(dataset, root, spec, VAEEncoder(vae_from, device()), 1, tell)
+    return with_cached_latents(dataset, root, cameras, size, name)
+
+
+def _published(path: Path, cameras: Sequence[str], config: VPP, vae: Autoencoder) -> Dataset:
+    """The data set with the latents it was published with. Which autoencoder made them no file says: it is taken to be
+    the one that is given, where their shape allows it.
+
+    Raises:
+        ValueError: no episode has them, or they are of another shape than that autoencoder makes of such frames.
+    """
+    dataset = published_dataset(path, cameras, vae_fingerprint(vae))
+    side = config.size // vae.config.factor
+    wanted = (vae.config.channels, side, side)
+    for episode, camera in [(episode, camera) for episode in dataset.episodes for camera in cameras]:
+        came = episode.latents[camera].shape[1:]
+        if came != wanted:
+            raise ValueError(
+                f"{camera} of episode {episode.id!r} in {path} has latents of shape {came}; this autoencoder makes "
+                f"{wanted} of frames of {config.size} px: give the --vae-from and --size that they were made with"
+            )
+    console.print(
+        f"{dataset.name} has no video: its latents are taken as they were published, for those of --vae-from",
+        markup=False,
+    )
+    return dataset
+
+
+def device() -> str:
+    """Returns where to compute: CUDA where there is any, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

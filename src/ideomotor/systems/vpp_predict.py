@@ -137,10 +137,12 @@ def clip(
     chosen, facts = pick_episode(folder, source, episode)
     if stride is None:
         stride = config.window.stride if facts is None else facts.stride
+    if not chosen.frames:
+        raise ValueError(f"{chosen.id} in {source} has no video, only latents: give a video, a picture or a data set")
     looked = [name for one in read_facts(folder) for name in one.camera.split(",") if name in chosen.frames]
-    camera = camera or [*looked, *chosen.frames, "any"][0]
+    camera = camera or [*looked, *chosen.frames][0]
     if camera not in chosen.frames:
-        raise ValueError(f"{chosen.id} has no camera {camera!r}; it has {', '.join(chosen.frames) or 'none'}")
+        raise ValueError(f"{chosen.id} has no camera {camera!r}; it has {', '.join(chosen.frames)}")
     if not 0 <= start < chosen.length:
         raise ValueError(f"start is {start}; {chosen.id} has frames 0..{chosen.length - 1}: take one of these")
     refuse_small(chosen.id, *chosen.frames[camera].shape[2:], config.size)

@@ -20,6 +20,7 @@ from ideomotor.data.latent_windows import vae_of
 from ideomotor.data.latents import LatentCache, with_cached_latents
 from ideomotor.systems.autoencoders import Autoencoder, load_vae, vae_fingerprint
 from ideomotor.systems.progress import Tell, bar
+from ideomotor.systems.sources import report_quarantine
 from ideomotor.types import Dataset
 
 _READ = 256  # published latents looked at together
@@ -178,6 +179,7 @@ def _encoded(dataset: Dataset, camera: str, vae: Autoencoder, options: PrepareOp
     report = rated(tell, f"{dataset.name} {camera}", time.monotonic)
     cache = LatentCache.build(dataset, options.cache, spec, encoder, options.workers, report)
     cache.verify(lambda shards, total: tell(shards, total, f"check {dataset.name} {camera}"))
+    report_quarantine(replace(dataset, quarantined=dataset.quarantined + cache.quarantined))
     frames = sum(latents.shape[0] for latents in cache.latents.values())
     left_out = len(dataset.quarantined) + len(cache.quarantined)
     return Prepared(dataset.name, camera, len(cache.latents), frames, left_out, cache.folder)
@@ -194,6 +196,7 @@ def _published(dataset: Dataset, camera: str, tell: Tell) -> Prepared:
             episode.latents[camera].read(block)
             done += len(block)
             report(done, total)
+    report_quarantine(dataset)
     return Prepared(dataset.name, camera, len(dataset.episodes), total, len(dataset.quarantined), None)
 
 

@@ -1,0 +1,94 @@
+"""What stage 1 of VPP learns from, by the command: videos, latents that were prepared, latents that were published."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av", reason="the video extra is not installed")
+pytest.importorskip("diffusers", reason="the svd extra is not installed")
+
+from test_bad_pairs import ideomotor, said
+
+from ideomotor.data.synthetic import synthetic_disc
+from ideomotor.data.video import write_video
+from ideomotor.systems.vpp_presets import PRESETS
+from ideomotor.tokenizers.svd_vae import SVDVAE
+from ideomotor.training.checkpoint import save_model
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos, one of them damaged, and an autoencoder that nobody trained."""
+    home = tmp_path_factory.mktemp("latents")
+    for number in range(3):
+        video = synthetic_disc(0, number).render(np.arange(9, dtype=float), (32, 32))
+        write_video(home / f"films/{number}.mp4", video, fps=10)
+    (home / "films/cut.mp4").write_bytes((home / "films/0.mp4").read_bytes()[:300])
+    config = replace(PRESETS["tiny"]().vae, scale=0.5)
+    torch.manual_seed(0)
+    save_model(home / "vae", SVDVAE(config), config)
+    return home
+
+
+def video(home: Path, data: Path, out: Path, cache: Path, *more: object) -> int:
+    words = ("--preset", "tiny", "--data", data, "--vae-from", home / "vae", "--cache", cache, "--out", out)
+    return ideomotor("vpp", "video", *words, "--video-stage.steps", 1, *more)
+
+
+def published(root: Path, *shape: int) -> Path:
+    (root / "annotation/val").mkdir(parents=True)
+    (root / "latent_videos").mkdir()
+    for number in range(3):
+        entry = {"latent_videos": [{"latent_video_path": f"latent_videos/{number}.pt"}], "texts": ["go"]}
+        (root / f"annotation/val/{number}.json").write_text(json.dumps(entry))
+        torch.save(0.18215 * torch.randn(8, *shape), root / f"latent_videos/{number}.pt")
+    return root
+
+
+def test_what_is_damaged_is_left_out_by_name(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert video(home, home / "films", tmp_path / "a", tmp_path / "cache") == 0
+    assert "left out of films: cut.mp4: " in capsys.readouterr().err
+    (noted,) = json.loads((tmp_path / "a/data.json").read_text())["datasets"]
+    assert [entry["path"] for entry in noted["left_out"]] == ["cut.mp4"] and noted["learned"] == 2
+    words = ("--data", home / "films", "--vae", home / "vae", "--size", 32, "--cache", tmp_path / "cache")
+    assert ideomotor("vpp", "prepare", *words) == 0
+    shown = capsys.readouterr()
+    assert "1 episodes left out" in shown.out and "left out of films: cut.mp4: " in shown.err
+
+
+def test_latents_prepared_in_another_precision_serve(home: Path, tmp_path: Path) -> None:
+    words = ("--data", home / "films", "--vae", home / "vae", "--size", 32, "--cache", tmp_path / "cache")
+    assert ideomotor("vpp", "prepare", *words, "--dtype", "bfloat16") == 0
+    (made,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    assert video(home, home / "films", tmp_path / "a", tmp_path / "cache") == 0
+    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [made], "nothing is encoded again"
+
+
+def test_published_latents_are_learned_from(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = published(tmp_path / "data", 4, 16, 16)
+    assert video(home, data, tmp_path / "a", tmp_path / "cache") == 0
+    assert "taken as they were published, for those of --vae-from" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("*")), "nothing is encoded"
+    # There is no video that the model could be tried on; with some it can.
+    assert ideomotor("vpp", "gate", tmp_path / "a") == 2
+    assert "has no video of camera 'camera0', only latents" in said(capsys)
+    assert ideomotor("vpp", "predict", tmp_path / "a", "--input", data, "--out", tmp_path / "a.mp4") == 2
+    assert "has no video, only latents" in said(capsys)
+    quick = ("--clips", 2, "--samples", 1, "--steps", 1, "--noises", 1, "--sigmas", 1.0, "--videos", 0)
+    assert ideomotor("vpp", "gate", tmp_path / "a", "--data", home / "films", *quick) == 0
+
+
+def test_latents_of_another_shape_and_stages_that_need_video_are_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = published(tmp_path / "small", 4, 8, 8)
+    assert video(home, small, tmp_path / "a", tmp_path / "cache") == 2
+    assert "has latents of shape (4, 8, 8); this autoencoder makes (4, 16, 16)" in said(capsys)
+    words = ("--preset", "tiny", "--data", small, "--cache", tmp_path / "cache", "--out", tmp_path / "a")
+    assert ideomotor("vpp", "vae", *words) == 2
+    assert "published as latents, without video" in said(capsys)
+    assert not (tmp_path / "a").exists()
