@@ -646,3 +646,6 @@ def test_a_damaged_cache_says_how_to_mend_it(home: Path, tmp_path: Path, capsys:
     assert "delete the folder, and it is built again" in said(capsys)
     shutil.rmtree(frames.parent)
     assert stage(home, "tokenizer", tmp_path / "b", "--cache", tmp_path / "cache") == 0
+    (frames.parent / "index.json").write_text('{"kind"')
+    assert stage(home, "tokenizer", tmp_path / "c", "--cache", tmp_path / "cache") == 2
+    assert f"{frames.parent / 'index.json'} is damaged" in said(capsys)

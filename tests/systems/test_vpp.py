@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -20,6 +21,7 @@ from ideomotor.data.formats import open_dataset
 from ideomotor.data.loader import ClipLoader
 from ideomotor.data.synthetic import synthetic_disc
 from ideomotor.data.video import write_video
+from ideomotor.files import sole_writer
 from ideomotor.systems.sources import DataOptions, open_sources
 from ideomotor.systems.stages import read_config
 from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Foresight
@@ -242,6 +244,10 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(
         (("video", tmp_path / "a", "--vae.channels", 8), "latents have 8 channels"),
         (("video", tmp_path / "a", "--vae.blocks", 2), "has other sizes"),
         (("video", home / "vae"), "reads from"),
+        (("policy", home / "shown/a"), "in the data set"),
+        (("policy", tmp_path / "a", "--policy.proprio-width", 3), "has no proprioception"),
+        (("policy", tmp_path / "a", "--foresight.sigma", "inf"), "wanted sigma above 0"),
+        (("vae", tmp_path / "a", "--size", 0), "size 0 a multiple"),
         (("vae", tmp_path / "a", "--size", 33), "a multiple of 2"),
     ]:
         capsys.readouterr()
@@ -249,6 +255,32 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(
         shown = " ".join(capsys.readouterr().err.replace("│", " ").split())  # some are told in a box
         assert why in shown and "Traceback" not in shown
         assert digest(home) == before and not (tmp_path / "a").exists()
+
+
+def test_a_state_of_another_width_is_told_before_anything_is_thrown_away(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        recording(tmp_path / f"shown/{number}.npz")
+        with np.load(tmp_path / f"shown/{number}.npz") as file:
+            arrays = dict(file)
+        np.savez(tmp_path / f"shown/{number}.npz", **arrays, proprio=np.zeros((12, 2), np.float32))
+    words = ("policy", tmp_path / "a", "--data", tmp_path / "shown", "--policy.proprio-width")
+    assert stage(home, *words, 2) == 0
+    before = digest(tmp_path / "a")
+    assert stage(home, *words, 3, "--fresh") == 2
+    assert "a state of width 2, the policy is to read one of 3: set --policy.proprio-width 2" in said(capsys)
+    assert digest(tmp_path / "a") == before
+
+
+def test_two_trials_at_once_do_not_mix_their_logs(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", home / "policy", "--world", "toy", "--tasks", "red", "--episodes", 1, "--workers", 0)
+    with sole_writer(tmp_path / "log.jsonl"):
+        assert ideomotor("vpp", *words, *THROUGH, "--out", tmp_path / "log.jsonl") == 2
+    assert f"process {os.getpid()} adds to {tmp_path / 'log.jsonl'}: wait for its end" in said(capsys)
+    assert ideomotor("vpp", *words, *THROUGH, "--out", tmp_path / "log.jsonl") == 0
 
 
 def test_a_video_model_of_another_run_is_refused(

@@ -234,7 +234,10 @@ def read_index(folder: Path, kind: str, version: int) -> dict[str, Any]:
     path = folder / "index.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no finished cache of {kind}: build it first")
-    index = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete the folder, and it is built again") from error
     if index.get("kind") != kind or index.get("version") != version:
         raise ValueError(
             f"{folder} holds a cache of {index.get('kind')!r}, version {index.get('version')!r}; wanted {kind!r}, "

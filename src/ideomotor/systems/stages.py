@@ -69,11 +69,14 @@ def refuse_as_out(out: Path, data: DataOptions, earlier: Path | None = None) -> 
     """Refuses to train in the folder that is read from: ``--fresh`` and the stage's notes would destroy what is there.
 
     Raises:
-        ValueError: ``out`` is a data set, or the folder of the earlier stage.
+        ValueError: ``out`` is a data set, or lies in one, or is the folder of the earlier stage.
     """
     for path in (*data.data, *([earlier] if earlier is not None else [])):
         if path.resolve() == out.resolve():
             raise ValueError(f"--out is {out}, which this stage reads from and would overwrite: choose another --out")
+    for path in data.data:
+        if out.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"--out is {out}, in the data set {path}, which it would change: choose another --out")
 
 
 def learned_with(folder: Path, *names: str) -> dict[str, Any]:

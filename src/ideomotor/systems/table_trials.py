@@ -22,6 +22,7 @@ from ideomotor.evaluation.calvin_page import FailureFilm, SequencePage, write_se
 from ideomotor.evaluation.calvin_protocol import MAX_STEPS, NUM_SEQUENCES, evaluation_sequences
 from ideomotor.evaluation.calvin_results import SequenceResult, SequenceSummary, read_sequences, summarize_sequences
 from ideomotor.evaluation.rollout import Ensemble
+from ideomotor.files import sole_writer
 from ideomotor.systems.progress import Tell, bar
 from ideomotor.systems.quickstart_report import environment
 from ideomotor.systems.trials import View
@@ -162,13 +163,14 @@ def run_in_a_row(
         facts: of the agent, for the page.
 
     Raises:
-        ValueError: the agent looks through other cameras or does other actions than the tables have.
+        ValueError: the agent looks through other cameras or does other actions than the tables have, or another
+            process runs sequences in ``out``.
         FileNotFoundError, ModuleNotFoundError: calvin_env, or a part of it, is missing.
     """
     cameras = _cameras(view, trial)
     sequences = evaluation_sequences()[: trial.sequences]
     log, films = out / "sequences.jsonl", out / "films" / arm
-    rows = {row.sequence: row for row in read_sequences(log) if row.arm == arm and row.sequence < trial.sequences}
+    rows: dict[int, SequenceResult] = {}
     protocol = {**_protocol(view, trial, cameras), **(facts or {})}
 
     def told(result: SequenceResult | None, tell: Tell) -> None:
@@ -178,7 +180,9 @@ def run_in_a_row(
         if rows:
             _write_page(out, films, list(rows.values()), trial, name, command, protocol)
 
-    with bar(f"sequences ({name})") as tell:
+    with sole_writer(log), bar(f"sequences ({name})") as tell:
+        there = (row for row in read_sequences(log) if row.arm == arm and row.sequence < trial.sequences)
+        rows.update({row.sequence: row for row in there})
         told(None, tell)
         if len(rows) < len(sequences):
             with _tables(trial, cameras, len(sequences) - len(rows)) as tables:

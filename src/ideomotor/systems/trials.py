@@ -17,6 +17,7 @@ from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.episodes import EpisodeResult, EpisodeSpec, read_log
 from ideomotor.evaluation.rollout import Ensemble, rollout
 from ideomotor.evaluation.statistics import wilson
+from ideomotor.files import sole_writer
 from ideomotor.systems.collection_worlds import WORLDS, make_world, world_config
 from ideomotor.systems.progress import bar
 from ideomotor.types import Agent
@@ -82,7 +83,7 @@ def roll_out(
         filmed: how many a task.
 
     Raises:
-        ValueError: an unknown task, or more episodes than held-out goals.
+        ValueError: an unknown task, more episodes than held-out goals, or another process that adds to the log.
     """
     from ideomotor.envs.vector import ChunkedVector
     from ideomotor.envs.world import GOALS
@@ -106,7 +107,11 @@ def roll_out(
         return [tried[spec.key] for spec in specs]
     makers = [partial(make_chunked, world, settings, task, view) for task in slots]
     over = itertools.count(1)
-    with ChunkedVector(makers, workers=workers) as vector, bar(f"roll-outs ({arm})") as tell:
+    with (
+        sole_writer(log),
+        ChunkedVector(makers, workers=workers) as vector,
+        bar(f"roll-outs ({arm})") as tell,
+    ):
         return rollout(
             agent,
             vector,

@@ -7,6 +7,7 @@ head (stage 2), acting. A control reads the newest frame with a network of its o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -55,7 +56,7 @@ class Foresight:
     seed: int | None = 0
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0 or self.steps < 1 or not self.layers or min(self.layers) < 0:
+        if not 0 < self.sigma < math.inf or self.steps < 1 or not self.layers or min(self.layers) < 0:
             raise ValueError(
                 f"foresight of sigma {self.sigma}, layers {self.layers}, steps {self.steps}; wanted sigma above 0, "
                 "up-blocks from 0 on, and at least 1 step"
@@ -119,7 +120,7 @@ class VPP:
             own_robot(self.robot)  # refuses an unknown one
         if min(self.action_stride, self.remain) < 1:
             raise ValueError(f"action_stride {self.action_stride} and remain {self.remain} must be at least 1")
-        if min(self.views, self.save_every) < 1 or self.shift < 0 or self.size % self.vae.factor:
+        if min(self.views, self.save_every, self.size) < 1 or self.shift < 0 or self.size % self.vae.factor:
             raise ValueError(
                 f"views {self.views} and save_every {self.save_every} must be at least 1, shift {self.shift} at least "
                 f"0, and size {self.size} a multiple of {self.vae.factor}, by which the autoencoder shrinks frames"

@@ -11,7 +11,7 @@ from ideomotor.data.mixture import Source
 from ideomotor.data.signals import read_actions, read_proprio
 from ideomotor.policies.own_robots import own_robot
 from ideomotor.policies.robot_actions import RobotActions
-from ideomotor.systems.sources import Sources, recorded_actions
+from ideomotor.systems.sources import Sources, recorded_actions, recorded_states
 from ideomotor.systems.vpp import VPP
 
 
@@ -45,13 +45,14 @@ def fitted_robot(config: VPP, sources: Sequence[Source]) -> RobotActions | None:
 
 
 def refuse_other_width(config: VPP, sources: Sources) -> None:
-    """Refuses demonstrations of another robot.
+    """Refuses demonstrations of another robot, and those without the state that the policy is to read.
 
     Raises:
         ValueError: naming both widths.
     """
     width = recorded_actions(sources.train).shape[1]
     if width == config.command_width:
+        _refuse_other_state(config, sources)
         return
     if config.robot:
         raise ValueError(
@@ -62,3 +63,16 @@ def refuse_other_width(config: VPP, sources: Sources) -> None:
         f"the demonstrations have actions of width {width}, the policy of {config.policy.action_width}: set "
         f"--policy.action-width {width}"
     )
+
+
+def _refuse_other_state(config: VPP, sources: Sources) -> None:
+    """An own robot's states are looked at where they are fitted (``fitted_robot``), others here."""
+    wanted = config.policy.proprio_width
+    if config.robot or not wanted:
+        return
+    came = recorded_states(sources.train).shape[1]
+    if came != wanted:
+        raise ValueError(
+            f"the demonstrations have a state of width {came}, the policy is to read one of {wanted}: set "
+            f"--policy.proprio-width {came}, or 0 to read none"
+        )
