@@ -122,6 +122,14 @@ def test_settings_beside_the_weights_are_passed_over(tmp_path: Path, monkeypatch
     assert "omegaconf" not in sys.modules
 
 
+def test_weights_of_odd_shapes_are_named() -> None:
+    policy = {"model.inner_model.pos_emb": torch.zeros(1, 9, 4)}
+    with pytest.raises(ValueError, match="no weight of 2 axes"):
+        models_of(policy | {"Video_Former.weight": torch.zeros(3)})
+    with pytest.raises(ValueError, match="no latents of 3 axes"):
+        models_of(policy | {"Video_Former.latents": torch.zeros(2, 3, 0)})
+
+
 class Harmful:
     def __reduce__(self) -> tuple:
         return print, ("this must never run",)

@@ -15,7 +15,9 @@ from test_bad_pairs import ideomotor, said
 
 from ideomotor.data.synthetic import synthetic_disc
 from ideomotor.data.video import write_video
+from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.systems.vpp_presets import PRESETS
+from ideomotor.systems.vpp_stages import load_models
 from ideomotor.tokenizers.svd_vae import SVDVAE
 from ideomotor.training.checkpoint import save_model
 
@@ -80,6 +82,44 @@ def test_published_latents_are_learned_from(home: Path, tmp_path: Path, capsys: 
     assert "has no video, only latents" in said(capsys)
     quick = ("--clips", 2, "--samples", 1, "--steps", 1, "--noises", 1, "--sigmas", 1.0, "--videos", 0)
     assert ideomotor("vpp", "gate", tmp_path / "a", "--data", home / "films", *quick) == 0
+
+
+def test_training_begins_with_the_weights_of_a_folder(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(3)
+    given = LatentDiffusion(PRESETS["tiny"]().video)
+    given.unet.save_pretrained(tmp_path / "svd/unet")
+    cache, still = tmp_path / "cache", ("--video-stage.optim.lr", 1e-30, "--video-stage.optim.warmup", 0)
+    begin = ("--begin-from", tmp_path / "svd", *still)
+    assert video(home, home / "films", tmp_path / "a", cache, *begin, "--recompute") == 0
+    models = load_models(tmp_path / "a")
+    assert models.predictor is not None
+    for name, value in models.predictor.unet.state_dict().items():
+        torch.testing.assert_close(value, given.unet.state_dict()[name])
+    assert video(home, home / "films", tmp_path / "a", cache, *still) == 2
+    assert "weights it begins with" in said(capsys)
+    assert video(home, home / "films", tmp_path / "b", cache, *begin, "--video.unet.layers", 2) == 2
+    assert "layers: 1 -> 2" in said(capsys)
+    (file,) = (tmp_path / "svd/unet").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:500])
+    assert video(home, home / "films", tmp_path / "b", cache, *begin) == 2
+    assert "are damaged or not all there" in said(capsys)
+    (file.parent / "config.json").write_text("{")
+    assert video(home, home / "films", tmp_path / "b", cache, *begin) == 2
+    assert "config.json is damaged" in said(capsys)
+
+
+@pytest.mark.parametrize("content, why", [("{", "is not JSON"), ("{}", "holds a None"), ("[]", "holds a list"),
+    ('{"_class_name": "AutoencoderKLTemporalDecoder"}', "does not say block_out_channels")])  # fmt: skip
+def test_a_damaged_folder_of_an_autoencoder_is_named(
+    home: Path, tmp_path: Path, content: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae/config.json").write_text(content)
+    words = ("--data", home / "films", "--vae", tmp_path, "--cache", tmp_path / "cache")
+    assert ideomotor("vpp", "prepare", *words) == 2
+    assert why in said(capsys) and not (tmp_path / "cache").exists()
 
 
 def test_latents_of_another_shape_and_stages_that_need_video_are_refused(

@@ -68,13 +68,18 @@ class VPPVideo(StageOptions, DataOptions):
 
     vae_from: Path
     """OUT of the vae stage, or a diffusers folder with SVD's autoencoder."""
+    begin_from: Path | None = None
+    """A diffusers folder (SVD, or a published video model) whose network's weights training begins with; by default
+    they are random."""
+    recompute: bool = False
+    """Compute activations twice in place of keeping them: less memory, about a third more time, the same result."""
     config: Config = field(default_factory=PRESETS[DEFAULT])
 
     def run(self) -> None:
         """Does it."""
         from ideomotor.systems.vpp_stages import run_video
 
-        run_video(self, self.config, self.vae_from, self.out, self.seed, self.fresh)
+        run_video(self, self.config, self.vae_from, self.out, self.seed, self.fresh, self.begin_from, self.recompute)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,7 +123,7 @@ def former_config(state: State, heads: int = _HEADS) -> dict[str, Any]:
         ValueError: they are not those of a Video Former.
     """
     if "weight" in state:
-        width, feature_width = state["weight"].shape
+        width, feature_width = _shape(state, "weight", 2)
         return {"kind": "linear", "feature_width": feature_width, "width": width, "heads": 1}
     frames, queries, width = _shape(state, "latents", 3)
     return {
@@ -260,7 +260,7 @@ def _count(state: State, stack: str) -> int:
 
 
 def _shape(state: State, name: str, axes: int) -> tuple[int, ...]:
-    if name not in state or state[name].ndim != axes:
+    if name not in state or state[name].ndim != axes or not state[name].numel():
         raise ValueError(
             f"not the weights of a VPP policy: no {name} of {axes} axes; the {len(state)} names begin with "
             f"{', '.join(sorted(state)[:3]) or 'nothing'}"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -112,21 +113,41 @@ def read_unet(folder: str | Path) -> tuple[SVDUNetConfig, dict[str, Tensor]]:
     """Returns sizes and weights of a diffusers folder, of a whole pipeline or of its ``unet`` alone.
 
     Raises:
-        ValueError: there is no such network, or it has parts that ours cannot have.
+        ValueError: there is no such network, it has parts that ours cannot have, or a file is damaged.
+    """
+    config, files = unet_files(folder)
+    try:
+        return config, {name: value for file in files for name, value in load_file(file).items()}
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"the weights in {folder} are damaged or not all there ({error}): copy them anew") from error
+
+
+def unet_files(folder: str | Path) -> tuple[SVDUNetConfig, list[Path]]:
+    """Returns sizes of a diffusers folder's network, and the files of its weights.
+
+    Raises:
+        ValueError: as ``read_unet``; the weights themselves are not read.
     """
     unet = Path(folder) / "unet" if (Path(folder) / "unet").is_dir() else Path(folder)
     if not (unet / "config.json").is_file():
         raise ValueError(f"{folder} holds no unet/config.json: give a folder that diffusers saved")
-    config = config_of(json.loads((unet / "config.json").read_text()))
+    config = config_of(_read_json(unet / "config.json"))
     index = unet / "diffusion_pytorch_model.safetensors.index.json"
     if index.is_file():
-        files = sorted({unet / name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted({unet / name for name in _read_json(index)["weight_map"].values()})
     else:
         files = [unet / f"diffusion_pytorch_model{kind}.safetensors" for kind in ("", ".fp16")]
         files = [file for file in files if file.is_file()][:1]
     if not files:
         raise ValueError(f"{unet} holds no diffusion_pytorch_model.safetensors: save it anew with safetensors")
-    return config, {name: value for file in files for name, value in load_file(file).items()}
+    return config, files
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it anew") from error
 
 
 def config_of(settings: Mapping[str, Any]) -> SVDUNetConfig:

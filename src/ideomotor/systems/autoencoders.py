@@ -31,6 +31,11 @@ def load_vae(folder: Path) -> Autoencoder:
     for place in (folder, folder / "vae"):
         if (place / "config.json").is_file() and "class" in read_json(place / "config.json"):
             return saved_vae(place)
+    if not any((place / "config.json").is_file() for place in (folder, folder / "vae")):
+        raise FileNotFoundError(
+            f"{folder} holds no autoencoder (no config.json): give the --out folder of `ideomotor vpp vae`, or a "
+            "diffusers folder with that of SVD"
+        )
     return load_diffusers(folder)
 
 

@@ -51,6 +51,7 @@ from ideomotor.systems.vpp_features import feature_caches
 from ideomotor.systems.vpp_latents import latent_sources
 from ideomotor.systems.vpp_robot import acting_window, fitted_robot, refuse_other_width
 from ideomotor.systems.vpp_trials import acting_by, name_of
+from ideomotor.systems.vpp_weights import first_weights
 from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
 from ideomotor.tokenizers.svd_vae import SVDVAE, VAEReconstruction
 from ideomotor.training.checkpoint import fingerprint, load_model
@@ -156,10 +157,19 @@ def train_vae(config: VPP, clips: TrainingClips, run: Run) -> None:
     run.save(vae, vae.config, "vae")
 
 
-def train_video(config: VPP, clips: TrainingClips, vae: Autoencoder, run: Run) -> None:
+def train_video(
+    config: VPP,
+    clips: TrainingClips,
+    vae: Autoencoder,
+    run: Run,
+    begin_from: Path | None = None,
+    recompute: bool = False,
+) -> None:
     """Clip of latents -> noised latents -> the clean ones, given the first frame and a sentence (stage 1)."""
     predictor = LatentDiffusion(replace(config.video, latent_scale=vae.scale))
-    fit(VideoDenoising(predictor, token_encoder(config)), config.video_stage, clips, run)
+    if begin_from is not None:
+        predictor.load_diffusers(begin_from)
+    fit(VideoDenoising(predictor, token_encoder(config), recompute), config.video_stage, clips, run)
     run.save(vae, vae.config, "vae")
     run.save(predictor, predictor.config, "predictor", meta=learned_with(run.dir, "vae"))
 
@@ -198,18 +208,30 @@ def run_vae(data: DataOptions, config: VPP, out: Path, seed: int, fresh: bool) -
             train_vae(config, TrainingClips(sources.train, sources.validation), run)
 
 
-def run_video(data: DataOptions, config: VPP, vae_from: Path, out: Path, seed: int, fresh: bool) -> None:
+def run_video(
+    data: DataOptions,
+    config: VPP,
+    vae_from: Path,
+    out: Path,
+    seed: int,
+    fresh: bool,
+    begin_from: Path | None = None,
+    recompute: bool = False,
+) -> None:
     """``ideomotor vpp video``: encodes the data once, and trains stage 1, unless the run has finished."""
     refuse_as_out(out, data, vae_from)
     token_encoder(config)  # before anything is thrown away
     seen = look(data)
+    if begin_from is not None:
+        refuse_as_out(out, data, begin_from)
+        seen["weights it begins with"] = first_weights(begin_from, config)
     vae = fitting_vae(vae_from, config)
     sources = latent_sources(data, config, vae, vae_from) if to_train(out, fresh) else None
     with open_run(out, config, seed, fresh, data, seen | {"vae": vae_fingerprint(vae)}) as run:
         if sources is not None:
             sources.note(out)
             clips = TrainingClips(sources.train, sources.validation, with_frames=False, latents="sample")
-            train_video(config, clips, vae, run)
+            train_video(config, clips, vae, run, begin_from, recompute)
 
 
 def run_policy(data: DataOptions, config: VPP, video_from: Path | None, out: Path, seed: int, fresh: bool) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -224,10 +225,8 @@ def load_diffusers(folder: Path) -> SVDVAE:
     """
     folder = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json: give the vae folder of a diffusers pipeline, or both")
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if described.get("_class_name") != _CLASS:
-        raise ValueError(f"{folder} holds a {described.get('_class_name')}; wanted an {_CLASS}, the VAE of SVD")
+        raise FileNotFoundError(f"{folder} holds no config.json: give a diffusers pipeline, or the vae folder in it")
+    described = _described(folder / "config.json")
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} holds none of {', '.join(_WEIGHTS)}: pickled weights are not read")
@@ -246,6 +245,21 @@ def load_diffusers(folder: Path) -> SVDVAE:
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"the weights in {weights} are damaged or do not fit its config: {error}") from error
     return vae.eval()
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What a published VAE's config says; all that is asked of it is there."""
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): it was damaged, copy it anew") from error
+    name = described.get("_class_name") if isinstance(described, dict) else type(described).__name__
+    if name != _CLASS:
+        raise ValueError(f"{path.parent} holds a {name}; wanted an {_CLASS}, the VAE of SVD")
+    missing = {"block_out_channels", "layers_per_block", "latent_channels", "scaling_factor"} - set(described)
+    if missing:
+        raise ValueError(f"{path} does not say {', '.join(sorted(missing))}: it was damaged or edited, copy it anew")
+    return described
 
 
 def _scaled(frames: UInt8[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
