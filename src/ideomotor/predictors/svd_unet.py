@@ -134,7 +134,7 @@ def unet_files(folder: str | Path) -> tuple[SVDUNetConfig, list[Path]]:
     config = config_of(_read_json(unet / "config.json"))
     index = unet / "diffusion_pytorch_model.safetensors.index.json"
     if index.is_file():
-        files = sorted({unet / name for name in _read_json(index)["weight_map"].values()})
+        files = sorted({unet / name for name in _read_json(index).get("weight_map", {}).values()})
     else:
         files = [unet / f"diffusion_pytorch_model{kind}.safetensors" for kind in ("", ".fp16")]
         files = [file for file in files if file.is_file()][:1]
