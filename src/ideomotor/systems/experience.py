@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ideomotor.data.replay import Replay, ReplayConfig, Trajectory, read_trajectory, write_trajectory
+from ideomotor.systems.agent_worlds import RECORDED_REPEAT, pixel_world
 from ideomotor.systems.progress import bar
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ def _record(job: tuple[Path, str, int, int]) -> None:
     write_trajectory(path, episode)
 
 
-def experts(task: str, folder: Path, count: int, stack: int, repeat: int = 2, noise: Sequence[float] = (0.0,)) -> Path:
+def experts(
+    task: str, folder: Path, count: int, stack: int, repeat: int = RECORDED_REPEAT, noise: Sequence[float] = (0.0,)
+) -> Path:
     """Records what is missing of ``count`` episodes of the scripted expert in ``folder``, and returns it.
 
     Args:
@@ -75,10 +78,8 @@ def experts(task: str, folder: Path, count: int, stack: int, repeat: int = 2, no
         count: of episodes.
         stack: frames of an observation.
         repeat: steps of Meta-World that an action is held.
-        noise: deviations on the actions, in every other episode one after the other.
+        noise: deviations on the actions, of one episode after the other.
     """
-    from ideomotor.systems.agent_worlds import pixel_world
-
     replay, world = Replay(folder, ReplayConfig(stack=stack)), pixel_world(task, "train", stack, repeat)
     try:
         for number in range(count):

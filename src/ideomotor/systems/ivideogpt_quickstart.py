@@ -17,6 +17,7 @@ from ideomotor.evaluation.world_page import Film, WorldPage, world_page
 from ideomotor.files import write_text
 from ideomotor.layers.sampling import Sampling
 from ideomotor.systems import quickstarts
+from ideomotor.systems.agent_worlds import RECORDED_REPEAT
 from ideomotor.systems.collection_worlds import WORLDS, world_config
 from ideomotor.systems.experience import collect_experience
 from ideomotor.systems.held_out import held_out_clips, shown
@@ -152,8 +153,8 @@ def report_of(config: WorldQuickstart, out: Path) -> Path:
             for row in scores["videos"]
         ],
         protocol={
-            "simulator": f"Meta-World v3, camera corner, 64 px, a frame every {2 * shape.stride} simulator steps",
-            "actions": f"the mean of the {shape.stride} that lead to a frame",
+            "simulator": f"Meta-World v3, camera corner, 64 px, {RECORDED_REPEAT * shape.stride} of its steps a frame",
+            "actions": f"the mean of {shape.held}, which lead to a frame",
             "tasks": config.tasks,
             "episodes a task": f"{config.episodes}, of experts whose hand shakes more or less",
             "demonstrations": config.demonstrations or "none",

@@ -24,6 +24,7 @@ from ideomotor.serving.client import (
     ServerChanged,
     ServingError,
 )
+from ideomotor.serving.client.messages import OURS, Desk
 
 Start = Callable[..., Popen]
 Serve = Callable[..., object]
@@ -329,3 +330,9 @@ def test_frames_that_nobody_reads_are_dropped(serve: Serve, url: str) -> None:
             assert len([part async for part in client.imagined(replies[-1])]) == 3
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("limits", [7, {"message_bytes": "many"}, None])
+def test_limits_that_a_foreign_server_says_otherwise_are_passed_over(limits) -> None:
+    desk = Desk({OURS: {"limits": limits}})
+    assert desk.write({"prompt": "go"}, Extras())[0].key == 1

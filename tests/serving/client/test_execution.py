@@ -121,6 +121,14 @@ def test_angles_are_blended_the_short_way_round() -> None:
     assert np.abs(np.abs(ensemble([old, new], 0.0, turns)[:, 1]) - math.pi).max() < 0.05
 
 
+@pytest.mark.parametrize("turns", [Turns(quaternions=(3,)), Turns(angles=(5,)), Turns(angles=(-1,))])
+def test_rotations_outside_of_the_action_are_refused(turns) -> None:
+    old = np.ones((2, 5), np.float32)
+    for blend in (lambda: crossfade(old, old, turns), lambda: ensemble([old, old], 0.0, turns)):
+        with pytest.raises(ValueError, match=r"actions have 5 numbers; .* do not lie in them"):
+            blend()
+
+
 def test_a_plan_blends_the_rotations_that_a_server_announces() -> None:
     about = {"kind": "policy", "actions": {"chunk": 4, "execute": 2, "width": 5, "quaternions": [1], "angles": []}}
     contract = contract_of({"ideomotor": about})

@@ -20,7 +20,17 @@ class Turns:
     angles: tuple[int, ...] = ()
 
     def near(self, actions: np.ndarray, to: np.ndarray) -> np.ndarray:
-        """Returns the same actions ``(..., width)``, each rotation told by the numbers nearest to those of ``to``."""
+        """Returns the same actions ``(..., width)``, each rotation told by the numbers nearest to those of ``to``.
+
+        Raises:
+            ValueError: a rotation lies outside of the action.
+        """
+        ends = [*(first + 4 for first in self.quaternions), *(column + 1 for column in self.angles)]
+        if max(ends, default=0) > actions.shape[-1] or min(*self.quaternions, *self.angles, 0, 0) < 0:
+            raise ValueError(
+                f"actions have {actions.shape[-1]} numbers; quaternions that begin at {self.quaternions} and angles at "
+                f"{self.angles} do not lie in them: count columns from 0, four a quaternion"
+            )
         told = actions.copy()
         for first in self.quaternions:
             turn = told[..., first : first + 4]

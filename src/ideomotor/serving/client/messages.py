@@ -143,8 +143,9 @@ class Desk:
         wanted["request_id"] = self._asked
         is_new = extras.reset or not self._sessions.get(extras.session, False)
         data = packing.pack({**message, OURS: wanted})
-        most = (self.ours.get("limits") or {}).get("message_bytes")
-        if most is not None and len(data) > most:
+        limits = self.ours.get("limits")
+        most = limits.get("message_bytes") if isinstance(limits, Mapping) else None
+        if isinstance(most, int) and len(data) > most:
             raise Refused(
                 f"the request has {len(data)} bytes, and the server takes {most}: send smaller or fewer pictures, or "
                 "start it with more --limits.message-bytes",
