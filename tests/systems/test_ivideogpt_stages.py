@@ -416,6 +416,13 @@ def test_evaluation_scores_held_out_clips(home: Path, tmp_path: Path, capsys: py
     assert set(scores["moving_psnr"]) == {"world", "last frame repeated"}
     assert all(len(values) == scores["horizon"] == 4 for values in scores["moving_psnr"].values())
     assert ideomotor("ivideogpt", "evaluate", home / "world", "--samples", 0, "--out", out) == 2
+    assert (
+        ideomotor("ivideogpt", "evaluate", home / "world", "--clips", 8, "--futures", 3, "--out", tmp_path / "mean")
+        == 0
+    )
+    mean = json.loads((tmp_path / "mean").read_text())
+    assert (mean["futures"], scores["futures"]) == (3, 1)
+    assert sum(mean["moving_psnr"]["world"]) > sum(scores["moving_psnr"]["world"]), "a mean pays less for its draws"
     # One clip more than is imagined at once, and another world whose folder has the same name.
     shutil.copytree(home / "world", tmp_path / "world")
     words = ("--clips", 17, "--against", tmp_path / "world", "--out", out)

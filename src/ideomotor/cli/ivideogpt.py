@@ -117,6 +117,8 @@ class WorldEvaluate(VideoScoring):
     """Clips at most, spread evenly."""
     samples: int = 1
     """Futures of each clip; more than one are drawn, and the best of them is told too."""
+    futures: int = 1
+    """Drawn futures whose mean, the picture expected, is scored at each step and with other actions (quickstart: 8)."""
     out: Path | None = None
     """File for the figures (JSON); WORLD/scores.json by default."""
     device: str = "cpu"
@@ -135,6 +137,7 @@ class WorldEvaluate(VideoScoring):
             against=self.against,
             clips=self.clips,
             samples=self.samples,
+            futures=self.futures,
             scoring=self,
             device=self.device,
             seed=self.seed,

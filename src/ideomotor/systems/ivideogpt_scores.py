@@ -52,7 +52,7 @@ class WorldScores:
         reward_error: mean absolute error of the foretold rewards ("world"), and of saying at every step the mean of
             the very rewards that were to be foretold ("their mean"), which no world can know; None for a world that
             foretells none, and for clips without any.
-        clips, samples, horizon: what was scored.
+        clips, samples, futures, horizon: what was scored.
     """
 
     moving_psnr: dict[str, list[float]]
@@ -62,6 +62,7 @@ class WorldScores:
     reward_error: dict[str, float] | None
     clips: int
     samples: int
+    futures: int
     horizon: int
 
 
@@ -73,6 +74,7 @@ def evaluate(
     against: Path | None = None,
     clips: int = 64,
     samples: int = 1,
+    futures: int = 1,
     scoring: VideoScoring | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -83,11 +85,11 @@ def evaluate(
         FileNotFoundError, ModuleNotFoundError: weights that are asked for are not there.
         ValueError: no sample, no such device, files that are others, or worlds and clips that do not fit together.
     """
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; wanted at least one future of each clip")
+    if min(samples, futures) < 1:
+        raise ValueError(f"samples is {samples}, futures {futures}; wanted at least one future of each clip")
     config, scoring = load_config(folder), scoring or VideoScoring()
     judges = open_judges(scoring, device_named(device))
-    sampling = Sampling(temperature=0) if samples == 1 else PUBLISHED_SAMPLING
+    sampling = Sampling(temperature=0) if samples == futures == 1 else PUBLISHED_SAMPLING
     world = World.load(folder, device=device, sampling=sampling, seed=seed)
     # By the whole path: folders of other runs are often called "world" too.
     others = {} if against is None else {str(against): World.load(against, device=device, sampling=sampling, seed=seed)}
@@ -95,8 +97,9 @@ def evaluate(
     window = SegmentWindow(frames=shape.frames, context=shape.context, stride=shape.stride, pooled=shape.pooled)
     held_out = held_out_clips(folder, data, window, config.size, clips)
     scores = score(
-        world, held_out, others, samples=samples, published=scoring.protocol == "ivideogpt", judges=judges, seed=seed
-    )
+        world, held_out, others, samples=samples, futures=futures, published=scoring.protocol == "ivideogpt",
+        judges=judges, seed=seed,
+    )  # fmt: skip
     write_json(out, as_json(scores))
     return scores
 
@@ -170,6 +173,7 @@ def score(
         reward_error=_reward_error(foretold, clips.rewards, context),
         clips=len(clips.frames),
         samples=samples,
+        futures=futures,
         horizon=horizon,
     )
 
