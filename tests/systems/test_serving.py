@@ -411,6 +411,8 @@ def test_options_that_mean_nothing_are_refused(folders: Callable[[str], Path]) -
         open_backend(folders("dream"), Serving(weights="bf16"))
     with pytest.raises(ValueError, match="execute is 9; the policy gives chunks of 8 actions"):
         open_backend(folders("vpdd"), Serving(execute=9))
+    with pytest.raises(ValueError, match="device is 'cuda:99', and this machine has cpu"):
+        open_backend(folders("vpdd"), Serving(device="cuda:99"))
     with pytest.raises(ValueError, match="max_batch is 0"):
         Serving(max_batch=0)
     backend = open_backend(folders("vpdd"), Serving(execute=2, rate_hz=20.0, max_batch=3))

@@ -101,7 +101,11 @@ def test_what_cannot_be_prepared_says_why(folder: Path, tmp_path: Path):
         prepare(replace(videos, vae=folder / "videos"))
     with pytest.raises(ValueError, match="--cameras has 2 values for 1 data sets"):
         replace(videos, cameras=("a", "b"))
-    assert not list(tmp_path.glob("latents-*[!k]"))
+    with pytest.raises(ValueError, match="device is 'cuda:99', and this machine has cpu"):
+        prepare(replace(videos, device="cuda:99"))
+    with pytest.raises(ValueError, match="which it would change: choose another"):
+        prepare(replace(videos, cache=folder / "videos/cache"))
+    assert not list(tmp_path.glob("latents-*[!k]")) and not (folder / "videos/cache").exists()
 
 
 def test_the_rate_counts_what_was_done_since_the_start():

@@ -118,6 +118,8 @@ def test_a_damaged_note_names_the_file(tmp_path: Path) -> None:
 def test_what_is_mistyped_claims_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="drawer-opn"):
         quickstart(VPPQuickstart(tasks=("drawer-opn",), preset="tiny"), tmp_path / "run")
+    with pytest.raises(ValueError, match="workers is 0"):
+        quickstart(VPPQuickstart(preset="tiny"), tmp_path / "run", workers=0)
     for wrong in ({"preset": "svd"}, {"preset": "no"}, {"episodes": 21}, {"clips": 0}, {"tasks": ("a", "a")}):
         with pytest.raises(ValueError):
             VPPQuickstart(**wrong)

@@ -18,9 +18,7 @@ def device_named(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"there is no device {str(name)!r}; this machine has {', '.join(there)}") from error
-    if device.type not in {known.partition(":")[0] for known in there} or (device.index or 0) >= len(
-        [known for known in there if known.startswith(device.type)]
-    ):
+    if str(device) not in there and (device.index is not None or f"{device}:0" not in there):
         raise ValueError(
             f"device is {str(name)!r}, and this machine has {', '.join(there)}: take one of these (a torch without "
             "CUDA sees no GPU)"

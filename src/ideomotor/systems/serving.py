@@ -22,6 +22,7 @@ from ideomotor.serving.policy_backend import PolicyBackend, Served
 from ideomotor.serving.world_backend import ServedWorld, WorldBackend
 from ideomotor.systems import vpdd_published_stages, vpdd_stages, vpp_stages
 from ideomotor.systems.agent_worlds import repeat_of
+from ideomotor.systems.devices import device_named
 from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.sources import read_facts
 from ideomotor.systems.stages import FAST_FILE, IMPORT_FILE, PUBLISHED_FILE, VPP_FILE, WORLD_FILE
@@ -86,9 +87,10 @@ def open_backend(folder: Path, how: Serving | None = None) -> Backend:
 
     Raises:
         ValueError: the folder holds neither policy nor world, the stage has not finished, or an option means nothing to
-            what it holds.
+            what it holds, or there is no such device.
     """
     how = how or Serving()
+    device_named(how.device)
     found = [file for file in _OPENERS if (folder / file).exists()]
     if how.part is not None:
         found = [file for file in found if _PARTS[file] == how.part]

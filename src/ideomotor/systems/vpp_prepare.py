@@ -19,6 +19,7 @@ from ideomotor.data.latent_encoding import Encode, Fit, LatentSpec
 from ideomotor.data.latent_windows import vae_of
 from ideomotor.data.latents import LatentCache, with_cached_latents
 from ideomotor.systems.autoencoders import Autoencoder, load_vae, vae_fingerprint
+from ideomotor.systems.devices import device_named
 from ideomotor.systems.progress import Tell, bar
 from ideomotor.systems.sources import report_quarantine
 from ideomotor.types import Dataset
@@ -108,8 +109,16 @@ def prepare(options: PrepareOptions) -> list[Prepared]:
     Raises:
         FileNotFoundError: there is no data set, or no VAE.
         OSError: the disk has no room.
-        ValueError: a data set cannot be read, lacks a camera or latents, or holds damaged ones.
+        ValueError: a data set cannot be read, lacks a camera or latents, or holds damaged ones; the cache lies in it,
+            or there is no such device.
     """
+    for path in options.data:
+        if options.cache.resolve().is_relative_to(path.resolve()):
+            raise ValueError(
+                f"--cache is {options.cache}, in the data set {path}, which it would change: choose another"
+            )
+    if options.device is not None:
+        device_named(options.device)
     vae = None if options.vae is None else load_vae(options.vae)
     if vae is not None and options.size % vae.config.factor:
         raise ValueError(f"size {options.size} is no multiple of {vae.config.factor}, by which the VAE shrinks frames")

@@ -35,8 +35,10 @@ def quickstart(config: VPPQuickstart, out: Path, workers: int = 2) -> Path:
     """Does everything that is not done yet and returns the page's path. Killed at any point, the same call goes on.
 
     Raises:
-        ValueError: ``out`` holds a quickstart of other settings.
+        ValueError: ``out`` holds a quickstart of other settings, or no worker is to work.
     """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; wanted at least 1")
     model = model_of(config)
     goal_encoder(model)
     for task in config.tasks:  # a mistyped one must not claim the folder
