@@ -259,6 +259,62 @@ def test_damaged_hdf5_is_left_out(tmp_path):
     assert done.written == 1 and done.left_out[0].path == "train/b"
 
 
+OTHERWISE = {
+    "policy/actions": {"policy/actions/more": 1.0},  # a group where numbers were
+    "policy/actions ": {"policy/actions": np.zeros(4)},
+    "policy/actions  ": {"policy/actions": np.zeros((4, 0))},
+    "env/state": {"env/state": 3.0},
+    "env/cam0_video/frame1": {"env/cam0_video/frame1": b"text"},
+    "env/low_bound": {"env/low_bound": np.zeros(0)},
+}
+
+
+@pytest.mark.parametrize("gone", OTHERWISE)
+def test_a_trajectory_laid_out_otherwise_does_not_end_the_conversion(tmp_path, gone):
+    h5py = pytest.importorskip("h5py", reason="the convert extra is not installed")
+    for name in "ab":
+        robonet_file(tmp_path / "in" / f"{name}.hdf5", 4, primitives="autograsp")
+    with h5py.File(tmp_path / "in" / "a.hdf5", "a") as file:
+        del file[gone.strip()]
+        for name, value in OTHERWISE[gone].items():
+            file[name] = value
+    done = write_recordings(robonet.recordings(tmp_path / "in"), tmp_path / "out")
+    assert done.written == 1 and [entry.path for entry in done.left_out] == ["train/a"]
+
+
+def test_demonstrations_of_vp2_laid_out_otherwise_are_left_out(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="the convert extra is not installed")
+    path = tmp_path / "in" / "a.hdf5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        names = [b"demo_0", b"demo_1", b"demo_2", b"demo_3", b"demo_4"]
+        file["mask/train"], file["mask/valid"] = np.array(names), np.array([], "S6")
+        for number in range(5):
+            file[f"data/demo_{number}/actions"] = np.full((4, 5), np.nan if number == 3 else 0.0)
+            file[f"data/demo_{number}/obs/camera_image"] = pictures(4)
+        del file["data/demo_1/obs/camera_image"], file["data/demo_2/obs"], file["data/demo_4/actions"]
+        file["data/demo_1/obs/camera_image/more"], file["data/demo_2/obs"] = 1.0, np.zeros(3)
+        file["data/demo_4/actions"] = np.zeros((2, 5))
+    done = write_recordings(vp2.recordings(path.parent), tmp_path / "out")
+    assert done.written == 1 and len(done.left_out) == 4
+    assert "not finite" in done.left_out[2].reason and "shape (2, 5) for 4 frames" in done.left_out[3].reason
+    with h5py.File(path, "a") as file:
+        del file["mask/train"]
+        file["mask/train"] = np.arange(3)
+    with pytest.raises(ValueError, match="no file of demonstrations"):
+        list(vp2.recordings(path.parent))
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused_and_leavings_of_a_kill_are_cleared(tmp_path):
+    for name in ("../a", "b/../../a", "/a"):
+        with pytest.raises(ValueError, match="lies outside of"):
+            write_recordings([Recording(name, lambda: {"image": pictures(2)})], tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".a.npz.0123.part").write_bytes(b"half")
+    assert write_recordings([Recording("a", lambda: {"image": pictures(2)})], tmp_path / "out").written == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.npz"]
+
+
 def test_the_command(tmp_path, capsys):
     source, out = bair_files(tmp_path / "source"), tmp_path / "out"
     main(["data", "convert", "bair", str(source), "--out", str(out), "--limit", "3"])

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ideomotor.data.conversion.writing import Recording
+from ideomotor.data.conversion.writing import ODD, Recording
 from ideomotor.data.pictures import decode_movie, decode_picture
 from ideomotor.extras import require
 
@@ -49,7 +49,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with h5py.File(io.BytesIO(path.read_bytes()), "r") as file:
             pictures, actions = _pictures(file), _actions(file)
             count = min(len(pictures), len(actions) + 1, len(file["env/state"]))
-    except (KeyError, OSError) as error:
+    except ODD as error:
         raise ValueError(f"is no trajectory of RoboNet, or damaged ({error})") from error
     if count < 2:
         raise ValueError(f"has {count} frames with a state and an action between; wanted at least 2")
@@ -74,6 +74,8 @@ def _pictures(file: Any) -> np.ndarray:
 
 def _actions(file: Any) -> np.ndarray:
     actions = np.asarray(file["policy/actions"][()], np.float32)
+    if actions.ndim != 2 or not actions.size:
+        raise ValueError(f"has actions of shape {actions.shape}; wanted a row of numbers a step")
     count, width = actions.shape
     if width == WIDTH - 1 and _word(file["metadata"].attrs.get("primitives", "")) == "autograsp":
         low, high = (_bound(file, name) for name in ("low_bound", "high_bound"))

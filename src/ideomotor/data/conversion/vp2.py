@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ideomotor.data.conversion.writing import Recording
+from ideomotor.data.conversion.writing import ODD, Recording
 from ideomotor.extras import require
 
 CAMERAS = ("camera_image", "agentview_shift_2_image")
@@ -45,7 +45,7 @@ def recordings(source: Path, camera: str | None = None) -> Iterator[Recording]:
             try:
                 with h5py.File(path, "r") as file:
                     names = [name.decode() for name in file[f"mask/{mask}"][()]]
-            except (KeyError, OSError) as error:
+            except ODD as error:
                 raise ValueError(f"{path} is no file of demonstrations, or damaged ({error})") from error
             folder = path.parent.relative_to(source) / f"{side}{noise}"
             for name in names:
@@ -62,5 +62,5 @@ def _arrays(path: Path, name: str, camera: str | None) -> dict[str, np.ndarray]:
             if wanted is None or wanted not in seen:
                 raise ValueError(f"has no camera {wanted or ' or '.join(CAMERAS)}; it has {', '.join(seen)}")
             return {"image": seen[wanted][()], "action": np.asarray(file[f"data/{name}/actions"][()], np.float32)}
-    except (KeyError, OSError) as error:
+    except ODD as error:
         raise ValueError(f"is damaged ({error})") from error

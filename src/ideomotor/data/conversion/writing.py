@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ideomotor.files import replacing
 from ideomotor.types import Quarantined
+
+# What h5py and numpy raise where a file is laid out in another way than was thought: a group where numbers were, a
+# picture kept as text, a table of one dimension.
+ODD = (AttributeError, IndexError, KeyError, OSError, TypeError)
+_TABLES = ("action", "state")
 
 
 class Recording(NamedTuple):
@@ -62,6 +67,8 @@ def write_recordings(
         if name in names:
             raise ValueError(f"two recordings would be written as {name}.npz: convert their folders one by one")
         names.add(name)
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            raise ValueError(f"a recording is named {name!r}, which lies outside of {out}: rename it in its source")
         path = out / f"{name}.npz"
         if path.exists():
             kept += 1
@@ -73,6 +80,8 @@ def write_recordings(
                 left_out.append(Quarantined(path=name, reason=str(error)))
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a conversion that was killed
+                leftover.unlink()
             with replacing(path) as draft, draft.open("wb") as file:
                 keyed: dict[str, Any] = dict(made)
                 np.savez_compressed(file, **keyed)
@@ -94,3 +103,10 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
     if wrong or len(lengths) > 1 or 0 in lengths:
         shapes = ", ".join(f"{key} {value.dtype} {value.shape}" for key, value in pictures.items())
         raise ValueError(f"has pictures {shapes}; wanted uint8 (t, h, w, 3), as many of each camera")
+    (length,) = lengths
+    for key in [key for key in _TABLES if key in arrays]:
+        rows = arrays[key]
+        if rows.ndim != 2 or len(rows) not in (length, length - (key == "action")):
+            raise ValueError(f"has {key} of shape {rows.shape} for {length} frames; wanted a row of numbers each")
+        if not np.isfinite(rows).all():
+            raise ValueError(f"has {key} that are not finite numbers")
