@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +35,33 @@ def replacing(path: Path) -> Iterator[Path]:
         synced(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def drafted(out: Path) -> Iterator[Path]:
+    """Inside, a folder is made at the path this yields, beside ``out``; whoever makes it renames it in the end.
+
+    Afterwards the draft is gone, and so is what processes that were killed left of one for the same ``out``.
+    """
+    out = out.resolve()
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}.new-*"):
+        if not _lives(leftover.name.rpartition("-")[2]):
+            shutil.rmtree(leftover, ignore_errors=True)
+    draft = out.with_name(f".{out.name}.new-{os.getpid()}")
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _lives(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except (PermissionError, ValueError):  # another user's; or no name of ours
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

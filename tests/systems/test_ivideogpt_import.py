@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,11 +245,37 @@ def test_an_import_takes_the_place_of_an_earlier_one_whole_or_not_at_all(
         load_world(out)[1].get_parameter("action.bias").allclose(load_file(copied / TRANSFORMER)["action_linear.bias"])
     )
     assert (out / "scores.json").is_file() and not (out / "vpdd_published.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"hub", "out"}, "nothing half-made lies about"
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/all.txt").write_text("all of it")
     for call in (lambda to: import_ivideogpt(hub, to), lambda to: export_ivideogpt(out, to)):
         with pytest.raises(ValueError, match=r"is there already.*give a new folder"):
             call(tmp_path / "thesis")
+
+
+@pytest.mark.parametrize(("earlier", "moved"), [(False, 1), (True, 0), (True, 3)])
+def test_a_kill_while_an_import_is_put_in_place_leaves_a_folder_to_import_to(
+    hub: Path, tmp_path: Path, earlier: bool, moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plain, count = tmp_path / "out", Path.rename, [0]
+    if earlier:
+        import_ivideogpt(hub, out)
+
+    def killed(self: Path, target: Path) -> Path:
+        if Path(target).resolve().is_relative_to(out) and "new-" not in str(target):
+            count[0] += 1
+            if count[0] > moved:
+                raise KeyboardInterrupt
+        return plain(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with suppress(KeyboardInterrupt):  # where less is to be moved, nothing is cut off
+            import_ivideogpt(hub, out)
+    left = out.with_name(".out.new-99999999")  # as a kill leaves it: nothing was cleared
+    left.mkdir()
+    import_ivideogpt(hub, out)
+    assert World.load(out).context == 2 and not left.exists()
 
 
 def test_worlds_that_were_never_published_are_not_exported(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import shutil
 import struct
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ideomotor.files import drafted
 from ideomotor.systems.stages import CONFIG_FILES, IMPORT_FILE
 from ideomotor.training.checkpoint import writing
 from ideomotor.training.learner import check_tensors
@@ -63,12 +63,9 @@ def importing(out: Path) -> Iterator[Path]:
 
     An error inside leaves what stood at ``out`` before.
     """
-    draft = out.resolve().with_name(f".{out.resolve().name}.new-{os.getpid()}")
-    try:
+    with drafted(out) as draft:
         yield draft
         _move(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_checkpoint(source: Path) -> Mapping[str, Any]:
@@ -147,13 +144,20 @@ def sha256(path: Path) -> str:
 
 
 def _move(draft: Path, out: Path) -> None:
-    """Puts a whole import in the place of an earlier one, of which no model stays; the roll-outs beside it do."""
+    """Puts a whole import in the place of an earlier one, of which no model stays; the roll-outs beside it do.
+
+    Where there is none it comes in one go. Else import.json is changed last and at once, so that after a kill the
+    folder still is one that may be imported to.
+    """
     with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+        if not out.exists() or not any(out.iterdir()):
+            draft.rename(out.resolve())
+            return
         for name in _PLACES:
             if (out / name).is_dir():
                 shutil.rmtree(out / name)
-            (out / name).unlink(missing_ok=True)
+            elif name != IMPORT_FILE:
+                (out / name).unlink(missing_ok=True)
             if (draft / name).exists():
                 (draft / name).rename(out / name)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ideomotor.files import synced
+from ideomotor.files import drafted, synced
 from ideomotor.interop import ivideogpt as transformer_names
 from ideomotor.interop import ivideogpt_tokenizer as tokenizer_names
 from ideomotor.layers.llama import LlamaConfig
@@ -94,14 +92,10 @@ def export_ivideogpt(folder: Path, out: Path) -> list[str]:
         _TOKENIZERS[0]: tokenizer_names.tokenizer_to_published(tokenizer.state_dict()),
         _TRANSFORMERS[0]: transformer_names.transformer_to_published(predictor.state_dict()),
     }
-    draft = out.resolve().with_name(f".{out.resolve().name}.new-{os.getpid()}")
-    try:
-        with writing(out):
-            for place, state in states.items():
-                _write(draft / place, state, settings[place.partition("/")[0]])
-            draft.rename(out.resolve())
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with drafted(out) as draft, writing(out):
+        for place, state in states.items():
+            _write(draft / place, state, settings[place.partition("/")[0]])
+        draft.rename(out.resolve())
     return [f"{out / place}: {len(state)} tensors" for place, state in states.items()]
 
 

@@ -57,15 +57,11 @@ def save_model(folder: Path, module: nn.Module, config: Any, meta: Mapping[str, 
         "meta": dict(meta or {}),
     }
     _settle(folder)
-    with writing(folder):
-        fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-        try:
-            fresh.mkdir(parents=True)
-            _write_tensors(fresh / "model.safetensors", tensors)
-            write_json(fresh / "config.json", about)
-            _put_folder(fresh, folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    with writing(folder), files.drafted(folder) as fresh:
+        fresh.mkdir(parents=True)
+        _write_tensors(fresh / "model.safetensors", tensors)
+        write_json(fresh / "config.json", about)
+        _put_folder(fresh, folder)
     return fingerprint
 
 

@@ -27,6 +27,12 @@ def lock(folder: Path) -> Any:
     return file
 
 
+def sweep(folder: Path) -> None:
+    """Removes files that a killed process had begun to write (``files.replacing``); the folder must be locked."""
+    for leftover in folder.glob(f".*.{'[0-9a-f]' * 32}.part"):
+        leftover.unlink()
+
+
 def clear(folder: Path) -> None:
     """Removes what a run wrote, and nothing else."""
     for name in ("run.json", "done.json", "metrics.jsonl", "data.json"):

@@ -27,7 +27,7 @@ from ideomotor.training.checkpoint import (
     write_json,
 )
 from ideomotor.training.config import config_to_json, differences
-from ideomotor.training.folder import clear, lock
+from ideomotor.training.folder import clear, lock, sweep
 from ideomotor.training.learner import Learner, LearnerState, check_ownership
 from ideomotor.training.log import Log
 from ideomotor.training.optim import OptimConfig
@@ -111,6 +111,7 @@ class Run:
             check_writable(self.dir)
             with ExitStack() as undo:
                 self._lock = undo.enter_context(lock(self.dir))
+                sweep(self.dir)
                 if fresh:
                     clear(self.dir)
                 self._guard({"seed": seed, "world_size": self.processes.world_size, "config": config})
