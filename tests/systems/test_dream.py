@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 pytest.importorskip("gymnasium")
 
+from test_ivideogpt_resize import roomy, stage
+
 from ideomotor import cli
 from ideomotor.data.replay import Replay, ReplayConfig, Trajectory, write_trajectory
 from ideomotor.evaluation.episodes import read_log
@@ -32,7 +34,9 @@ from ideomotor.systems.dream import (
     some_frames,
 )
 from ideomotor.systems.experience import shaken
-from ideomotor.systems.ivideogpt import WorldModeling
+from ideomotor.systems.ivideogpt import IVideoGPT, WorldModeling
+from ideomotor.systems.ivideogpt_resize import resized_config
+from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.world import World
 from ideomotor.training.run import Stopped
 
@@ -181,6 +185,12 @@ def test_presets_fit_their_worlds(name: str) -> None:
         assert config.learning.real.replay.stack >= config.world.world.context
 
 
+def three() -> IVideoGPT:
+    """Settings for three context frames."""
+    config = roomy()
+    return resized_config(config, 3, carried=True)
+
+
 def test_what_does_not_fit_is_refused(whole: Path, shown: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no \.npz file"):
         run_dream(toy(tmp_path), tmp_path / "out")
@@ -192,6 +202,16 @@ def test_what_does_not_fit_is_refused(whole: Path, shown: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"shorten --learning\.horizon"):
         run_dream(far, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    wide = shutil.copytree(whole, tmp_path / "wide")
+    actions = replace(load_config(whole), world=replace(load_config(whole).world, action_width=3, reward=True))
+    stage(wide, actions)
+    before = sorted(path.name for path in whole.iterdir())
+    for out in (tmp_path / "out", whole):  # also --fresh throws nothing away for it
+        with pytest.raises(ValueError, match="hears actions of width 3, this one of 2"):
+            run_dream(toy(shown), out, world_from=wide, fresh=True)
+    assert not (tmp_path / "out").exists() and sorted(path.name for path in whole.iterdir()) == before
+    with pytest.raises(ValueError, match="begins with 3 frames and the agent sees 2"):
+        run_dream(toy(shown), tmp_path / "out", world_from=stage(tmp_path / "three", three()))
     with pytest.raises(ValueError, match="was begun with"):
         run_dream(toy(shown, "drqv2"), whole)
     with pytest.raises(ValueError, match=r"demonstrations: .*was begun with"):

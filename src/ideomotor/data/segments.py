@@ -105,7 +105,7 @@ class SegmentWindow:
         """Returns how many windows an episode of ``length`` frames has: one a start, all of them inside."""
         if self.mode == "first":
             return 1
-        starts = max(length - self._stride(length) * self.stretch + 1, 1)
+        starts = max(length - self.stride_in(length) * self.stretch + 1, 1)
         return -(-starts // self.every)
 
     def frame_indices(self, anchor: int, length: int, draw: int = 0) -> Int[np.ndarray, " t"]:
@@ -136,23 +136,24 @@ class SegmentWindow:
         if not self.pooled:
             return recorded[np.minimum(wanted, len(recorded) - 1)]
         sums = np.concatenate([[0.0], np.cumsum(recorded, dtype=np.float64)])
-        until = np.minimum(wanted + self._stride(len(recorded)), len(recorded))
+        until = np.minimum(wanted + self.stride_in(len(recorded)), len(recorded))
         return (sums[until] - sums[np.minimum(wanted, len(recorded))]).astype(recorded.dtype)
 
     def _between(self, wanted: Int[np.ndarray, " t"], length: int) -> Int[np.ndarray, "t between"]:
         """The recorded rows that count for each frame."""
-        return np.minimum(wanted[:, None] + np.arange(self._stride(length) if self.pooled else 1), length - 1)
+        return np.minimum(wanted[:, None] + np.arange(self.stride_in(length) if self.pooled else 1), length - 1)
 
     @property
     def _random(self) -> bool:
         return self.mode in ("random_selection", "random_shuffle")
 
-    def _stride(self, length: int) -> int:
+    def stride_in(self, length: int) -> int:
+        """Returns how far apart the frames are in an episode of that length: the stride, or what fits."""
         return self.stride if self.stride * self.stretch <= length else max(length // self.stretch, 1)
 
     def _wanted(self, anchor: int, length: int, draw: int) -> Int[np.ndarray, " t"]:
         """The frames as if the episode went on; what is repeated lies at ``length`` or beyond."""
-        stride = self._stride(length)
+        stride = self.stride_in(length)
         grid = anchor + stride * np.arange(self.stretch)
         if self.mode == "goal":
             return np.concatenate([np.minimum(grid[-1:], length - 1), grid])

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ideomotor.envs.pixels import PixelWorld
 
 HORIZON = 200  # steps of Meta-World that an episode has
+PACE_FILE = "pace.json"  # beside the world of a dream that was made another of: for how long its actions were held
 RECORDED_REPEAT = 2  # steps of Meta-World from one frame of recorded experience to the next, as published
 
 
@@ -44,8 +45,11 @@ def repeat_of(folder: Path) -> int | None:
     its world are apart; None where the folder is of no dream.
 
     Raises:
-        ValueError: the folder's run.json was damaged.
+        ValueError: the folder's run.json or pace.json was damaged.
     """
+    if (folder / PACE_FILE).is_file():
+        held: int = read_json(folder / PACE_FILE)["repeat"]
+        return held
     settings = folder / "run.json"
     noted = (read_json(settings).get("config") or {}) if settings.is_file() else {}
     if "dream" not in noted:

@@ -30,7 +30,7 @@ def learnable(dataset: Dataset, chunk: int) -> Dataset:
         if episode.length < chunk:
             reason = (
                 f"has {episode.length} frames, a chunk is {chunk} actions: record longer ones, or set a smaller "
-                "--window.chunk and --policy.chunk"
+                "--window.chunk and --policy.chunk (for a world of iVideoGPT --window.frames)"
             )
         elif (rows := [row for row in strayed if first <= row < end]) != []:
             reason = f"row {rows[0] - first} of the actions holds {strayed[rows[0]]}: repair the recording"

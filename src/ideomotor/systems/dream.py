@@ -36,6 +36,7 @@ from ideomotor.systems.panels import comparison
 from ideomotor.systems.stages import WORLD_FILE, learned_with
 from ideomotor.systems.vpdd import VIEW
 from ideomotor.systems.world import World
+from ideomotor.systems.world_pace import other_hold
 from ideomotor.tokenizers.context_vqgan import ContextVQGAN
 from ideomotor.tokenizers.critic import Painting
 from ideomotor.training.checkpoint import fingerprint, write_json
@@ -225,6 +226,9 @@ def run_dream(
             config = replace(config, world=load_config(world_from))
             read["world"] = fingerprint(earlier.predictor, earlier.predictor.config)
         refuse_unfit(config, earlier)
+        load_perceptual(*config.world.perceptual)  # before anything is thrown away
+        if world_from is not None and (said := other_hold(world_from, config.world.window, real.task, config.repeat)):
+            console.print(said, markup=False)
     if real.demonstrations is not None:
         read["demonstrations"] = digest(real.demonstrations)
         refuse_other_pace(config, real.demonstrations)
@@ -266,6 +270,15 @@ def refuse_unfit(config: Dream, earlier: Networks | None) -> None:
             f"horizon is {config.learning.horizon}, and the transformer learns at most {longest} frames behind its "
             "context: shorten --learning.horizon"
         )
+    context = (config.world.world if earlier is None else earlier.predictor.config).context
+    if context > config.learning.real.replay.stack:
+        raise ValueError(
+            f"the learned world begins with {context} frames and the agent sees {config.learning.real.replay.stack}: "
+            f"set --learning.real.replay.stack {context}, and as many frames for the agent's network"
+        )
+    if earlier is not None:
+        with torch.device("meta"):  # sizes alone
+            networks(config, earlier)
 
 
 def refuse_other_pace(config: Dream, demonstrations: Path) -> None:

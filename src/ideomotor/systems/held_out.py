@@ -67,7 +67,7 @@ def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
     """Returns ``count`` clips, or as many as there are, spread evenly over the windows of all sources.
 
     Raises:
-        ValueError: none is asked for, or an episode has no video.
+        ValueError: none is asked for, an episode has no video, or the sources have actions of different widths.
     """
     if count < 1:
         raise ValueError(f"clips is {count}; wanted at least 1")
@@ -91,6 +91,11 @@ def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
             actions.append(torch.from_numpy(source.window.actions(episode.read_actions(), anchor)[0]))
         if episode.read_rewards is not None:
             rewards.append(torch.from_numpy(rewards_in(source.window, read_rewards(episode), anchor)))
+    if len({tuple(rows.shape) for rows in actions}) > 1:
+        raise ValueError(
+            f"the data sets have actions of widths {sorted({rows.shape[1] for rows in actions})}: score on data sets "
+            "of one robot"
+        )
     return HeldOut(
         frames=torch.cat(frames),
         actions=torch.stack(actions) if len(actions) == len(chosen) else None,

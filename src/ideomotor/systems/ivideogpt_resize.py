@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from ideomotor.files import drafted
 from ideomotor.predictors.autoregressive import AutoregressiveConfig, AutoregressivePredictor
+from ideomotor.systems.agent_worlds import PACE_FILE, repeat_of
 from ideomotor.systems.importing import filled
 from ideomotor.systems.ivideogpt import IVideoGPT
 from ideomotor.systems.ivideogpt_stages import load_config, load_tokenizer, load_world
@@ -44,21 +45,20 @@ def resize_ivideogpt(folder: Path, context: int, out: Path) -> list[str]:
     kept = predictor if room else None
     resized = resized_config(config, context, carried=kept is not None)
     meta = {"context_resized_from": before}
-    draft = out.resolve().with_name(f".{out.resolve().name}.new-{os.getpid()}")
-    try:
-        with writing(out):
-            save_model(draft / "tokenizer", filled(ContextVQGAN, settings, state), settings, meta)
-            if kept is not None:
-                world = filled(AutoregressivePredictor, resized.world, kept.state_dict())
-                save_model(draft / "world", world, resized.world, meta | learned_with(draft, "tokenizer"))
-            write_json(draft / WORLD_FILE, config_to_json(resized))
-            if (folder / DATA_FILE).is_file():  # what was held out stays held out
-                shutil.copyfile(folder / DATA_FILE, draft / DATA_FILE)
-            if out.exists():
-                out.rmdir()
-            draft.rename(out.resolve())
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    repeat = repeat_of(folder)
+    with drafted(out) as draft, writing(out):
+        save_model(draft / "tokenizer", filled(ContextVQGAN, settings, state), settings, meta)
+        if kept is not None:
+            world = filled(AutoregressivePredictor, resized.world, kept.state_dict())
+            save_model(draft / "world", world, resized.world, meta | learned_with(draft, "tokenizer"))
+        write_json(draft / WORLD_FILE, config_to_json(resized))
+        if (folder / DATA_FILE).is_file():  # what was held out stays held out
+            shutil.copyfile(folder / DATA_FILE, draft / DATA_FILE)
+        if repeat is not None:
+            write_json(draft / PACE_FILE, {"repeat": repeat})
+        if out.exists():
+            out.rmdir()
+        draft.rename(out.resolve())
     return _said(config, resized, predictor is not None, kept is not None, out)
 
 

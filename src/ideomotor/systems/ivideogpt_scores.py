@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ def score(
     """
     context, horizon = world.context, clips.frames.shape[1] - world.context
     worlds = {"world": world, **(others or {})}
+    refuse_other_actions(worlds, clips)
     errors = {name: [SquaredError()] * horizon for name in [*worlds, STILL]}
     gaps, foretold = [], []
     parts: dict[VideoProtocol, list[Comparison]] = {STRICT: [], **({IVIDEOGPT: []} if published else {})}
@@ -176,6 +177,22 @@ def score(
         futures=futures,
         horizon=horizon,
     )
+
+
+def refuse_other_actions(worlds: Mapping[str, World], clips: HeldOut) -> None:
+    """Refuses clips without the actions that a world wants, or with actions of another robot.
+
+    Raises:
+        ValueError: naming the world and both widths.
+    """
+    there = None if clips.actions is None else clips.actions.shape[-1]
+    for name, world in worlds.items():
+        if world.action_width and there != world.action_width:
+            found = "some clips record no actions" if there is None else f"the clips have actions of width {there}"
+            raise ValueError(
+                f"{found}, and {name!r} hears actions of width {world.action_width}: score it on data of its own robot "
+                "(--data)"
+            )
 
 
 def _compared(

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from ideomotor.data.crop_jitter import normal, strong
+from ideomotor.data.segments import SegmentWindow
 from ideomotor.layers.lora import add_lora, merge_lora
 from ideomotor.layers.perceptual import load_perceptual
 from ideomotor.layers.quantize import FSQ
@@ -31,6 +32,7 @@ from ideomotor.systems.stages import (
     refuse_strangers,
     to_train,
 )
+from ideomotor.systems.world_pace import other_pace
 from ideomotor.tokenizers.context_config import ContextVQGANConfig
 from ideomotor.tokenizers.context_vqgan import ContextVQGAN
 from ideomotor.tokenizers.critic import Judging, Painting, PatchCritic
@@ -161,12 +163,15 @@ def run_world(
         earlier = load_world(world_from)[1]
         noted["world"] = fingerprint(earlier, earlier.config)
         take_over(AutoregressivePredictor(config.world), earlier)  # before anything is thrown away
+        if said := other_pace(world_from, load_config(world_from).window, config.window, data.strides):
+            console.print(said, markup=False)
     acting = config.world.action_width > 0
     sources = None
     if to_train(out, fresh):
         sources = open_sources(data, config, config.world_stage, actions=acting, rewards=config.world.reward)
         if acting:
             refuse_other_width(config, sources)
+        tell_of_short_ones(sources)
     with open_run(out, config, seed, fresh, data, noted) as run:
         if sources is not None:
             sources.note(out)
@@ -192,6 +197,22 @@ def refuse_other_width(config: IVideoGPT, sources: Sources) -> None:
             f"the data have actions of width {width}, the world of {config.world.action_width}: set "
             f"--world.action-width {width}, or 0 for a world that nobody acts in"
         )
+
+
+def tell_of_short_ones(sources: Sources) -> None:
+    """Says of which data sets some episodes are too short for their frames to be as far apart as is asked for."""
+    for source in sources.train:
+        window, episodes = source.window, source.dataset.episodes
+        assert isinstance(window, SegmentWindow)
+        whole = window.stride * window.stretch
+        short = [episode.length for episode in episodes if episode.length < whole] if window.stride > 1 else []
+        if short:
+            console.print(
+                f"{len(short)} of {len(episodes)} episodes of {source.dataset.name!r} are shorter than the {whole} "
+                f"frames of a segment: theirs are nearer to one another than {window.stride} (in the shortest "
+                f"{window.stride_in(min(short))}). Shorten --window.frames or --window.stride, or leave them out",
+                markup=False,
+            )
 
 
 def with_tokens(sources: Sources, tokenizer: ContextVQGAN, config: IVideoGPT, cache: Path) -> TrainingClips:

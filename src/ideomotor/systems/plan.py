@@ -23,12 +23,13 @@ from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.episodes import EpisodeResult, append, read_log
 from ideomotor.rl.collect import PixelEnv
 from ideomotor.rl.planning import Plan, Score, cem, imagined_score, mppi, shifted, undecided
-from ideomotor.systems.agent_worlds import RECORDED_REPEAT, pixel_world, repeat_of
+from ideomotor.systems.agent_worlds import pixel_world
 from ideomotor.systems.dream import FPS
 from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.panels import framed, side_by_side
 from ideomotor.systems.quickstarts import claim
 from ideomotor.systems.world import World
+from ideomotor.systems.world_pace import steps_held
 from ideomotor.training.checkpoint import fingerprint
 from ideomotor.training.config import config_to_json
 from ideomotor.training.folder import lock
@@ -195,7 +196,7 @@ def run_plan(
     if not 1 <= episodes <= len(GOALS["test"]) or steps < 1:
         raise ValueError(f"episodes is {episodes}, steps {steps}; wanted 1 to {len(GOALS['test'])}, and 1 or more")
     inside = World.load(folder, device=device, horizon=planning.horizon, seed=seed)
-    repeat = repeat_of(folder) or RECORDED_REPEAT * load_config(folder).window.held
+    repeat = steps_held(folder, load_config(folder).window)
     picture = None if goal is None else read_trajectory(goal).frames[-1]
     settings = PlanSettings(
         task=task, seed=seed, steps=steps, planning=planning,

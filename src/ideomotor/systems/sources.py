@@ -385,5 +385,5 @@ def _recorded(
     parts = [(source.dataset.name, read(source.dataset)) for source in sources]
     if len({values.shape[1] for _, values in parts}) > 1:
         widths = ", ".join(f"{name!r} of width {values.shape[1]}" for name, values in parts)
-        raise ValueError(f"the data sets have {what} {widths}: a policy is fine-tuned on one robot")
+        raise ValueError(f"the data sets have {what} {widths}: give data sets of one robot")
     return torch.from_numpy(np.concatenate([values for _, values in parts]))

@@ -20,6 +20,7 @@ from ideomotor.systems.imagination import pick_episode
 from ideomotor.systems.ivideogpt_stages import load_config
 from ideomotor.systems.panels import HOTTEST, comparison
 from ideomotor.systems.world import Imagination, World
+from ideomotor.systems.world_pace import pace_of
 from ideomotor.types import Episode
 
 FPS = 5.0  # of written videos: slow enough to compare
@@ -63,14 +64,16 @@ def imagine_episode(
         )
     chosen, facts = pick_episode(folder, source, episode)
     if stride is None:
-        stride = config.window.stride if facts is None else facts.stride
+        stride = pace_of(folder, config.window).strides[0] if facts is None else facts.stride
     start = 0 if start is None else start
     window = SegmentWindow(
         frames=world.context + horizon, context=world.context, stride=stride, pooled=config.window.pooled
     )
     if start < 0 or start + stride * (world.context - 1) >= chosen.length:
-        raise ValueError(f"start is {start}; {chosen.id} has frames 0..{chosen.length - 1}, of which the context needs "
-                         f"{world.context}: take an earlier one")  # fmt: skip
+        raise ValueError(
+            f"start is {start}; {chosen.id} has frames 0..{chosen.length - 1}, of which the context needs "
+            f"{world.context}, {stride} apart: take an earlier one, a longer episode, or a smaller --stride"
+        )
     size = (world.tokenizer.config.size,) * 2
     indices = start + stride * np.arange(window.frames)
     known = int((indices < chosen.length).sum())
@@ -151,8 +154,9 @@ def _actions(world: World, episode: Episode, window: SegmentWindow, start: int) 
     between = rows[:, None] + np.arange(window.stride if window.pooled else 1)
     if between[-1, -1] >= episode.length:
         fit = int((between[:, -1] < episode.length - 1).sum())  # the last row leads to no frame
+        way = f"shorten --horizon to {fit}" if fit else "take a longer episode"
         raise ValueError(
-            f"{episode.id} has {episode.length} frames and actions, and frame {between[-1, -1]} is asked for: shorten "
-            f"--horizon to {fit}, or begin earlier (--start)"
+            f"{episode.id} has {episode.length} frames and actions, and frame {between[-1, -1]} is asked for: "
+            f"{way}, or begin earlier (--start)"
         )
     return torch.from_numpy(recorded[between].mean(1, dtype=recorded.dtype))[None]
