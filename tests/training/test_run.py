@@ -154,6 +154,15 @@ def test_fresh_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None
         assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "mine.txt", "run.json"]
 
 
+def test_what_a_kill_left_half_written_is_cleared(tmp_path: Path) -> None:
+    stage(tmp_path, CONFIG)
+    (tmp_path / f".metrics.jsonl.{'0a' * 16}.part").write_text("half")
+    (tmp_path / ".mine.part").write_text("keep")
+    (leftover := tmp_path / f".{next(tmp_path.glob('*/model.safetensors')).parent.name}.new-99999999").mkdir()
+    stage(tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.glob(".*")] == [".mine.part"] and not leftover.exists()
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     with Run(tmp_path), pytest.raises(ValueError, match=f"process {os.getpid()} trains in .*choose another --out"):
         Run(tmp_path)
