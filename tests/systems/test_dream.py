@@ -27,7 +27,7 @@ from ideomotor.systems.dream import (
     for_task,
     networks,
     published,
-    refuse_other_pace,
+    refuse_other_demonstrations,
     run_dream,
     small,
     smallest,
@@ -122,7 +122,7 @@ def test_demonstrations_of_another_pace_are_refused(shown: Path, tmp_path: Path)
     write_trajectory(tmp_path / "shown/a.npz", coarse)
     with pytest.raises(ValueError, match=r"has 100 steps; .* each action held for 8.*: set --repeat 2"):
         run_dream(for_task(small(), "plate-slide", "drqv2", tmp_path / "shown"), tmp_path / "run")
-    refuse_other_pace(for_task(published(), "plate-slide", "drqv2", None), tmp_path / "shown")
+    refuse_other_demonstrations(for_task(published(), "plate-slide", "drqv2", None), tmp_path / "shown")
     with pytest.raises(ValueError, match="repeat is 7; episodes have 200 steps"):
         replace(small(), repeat=7)
 
@@ -210,6 +210,16 @@ def test_what_does_not_fit_is_refused(whole: Path, shown: Path, tmp_path: Path) 
         with pytest.raises(ValueError, match="hears actions of width 3, this one of 2"):
             run_dream(toy(shown), out, world_from=wide, fresh=True)
     assert not (tmp_path / "out").exists() and sorted(path.name for path in whole.iterdir()) == before
+    nothing = np.zeros(4, np.float32)
+    other = Trajectory(
+        frames=np.zeros((4, 3, 32, 32), np.uint8), actions=np.zeros((4, 4), np.float32), rewards=nothing,
+        discounts=nothing,
+    )  # fmt: skip
+    write_trajectory(tmp_path / "others/a.npz", other)
+    with pytest.raises(ValueError, match=r"a\.npz has frames and actions .*\(4,\)\), the agent's .*\(2,\)\): give"):
+        run_dream(toy(tmp_path / "others"), whole, fresh=True)
+    assert sorted(path.name for path in whole.iterdir()) == before
+    shutil.rmtree(tmp_path / "others")
     with pytest.raises(ValueError, match="begins with 3 frames and the agent sees 2"):
         run_dream(toy(shown), tmp_path / "out", world_from=stage(tmp_path / "three", three()))
     with pytest.raises(ValueError, match="was begun with"):

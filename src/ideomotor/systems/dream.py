@@ -22,7 +22,7 @@ from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.episodes import EpisodeSpec
 from ideomotor.layers.perceptual import load_perceptual
 from ideomotor.policies.actor_critic import ActorCriticConfig
-from ideomotor.predictors.autoregressive import AutoregressivePredictor
+from ideomotor.predictors.autoregressive import AutoregressiveConfig, AutoregressivePredictor
 from ideomotor.rl import mbpo, model_free
 from ideomotor.rl.collect import PixelEnv
 from ideomotor.rl.drqv2 import PUBLISHED, DrQv2, DrQv2Config
@@ -31,7 +31,7 @@ from ideomotor.rl.model_free import ModelFreeConfig, Told
 from ideomotor.systems.agent_worlds import HORIZON, pixel_world
 from ideomotor.systems.collection_worlds import tasks_of
 from ideomotor.systems.ivideogpt import IVideoGPT, WorldModeling, cpu, published_large, published_small, tiny
-from ideomotor.systems.ivideogpt_stages import load_config, load_world, take_over
+from ideomotor.systems.ivideogpt_stages import load_config, load_world, refuse_unlike, take_over
 from ideomotor.systems.panels import comparison
 from ideomotor.systems.stages import WORLD_FILE, learned_with
 from ideomotor.systems.vpdd import VIEW
@@ -148,15 +148,19 @@ def dream(
 
 def networks(config: Dream, earlier: Networks | None) -> Networks:
     """Returns the world's networks with a reward head, with the weights of an earlier world where there is one."""
-    actions = config.learning.real.agent.network.actions
     if earlier is None:
         tokenizer, sizes = ContextVQGAN(config.world.tokenizer), config.world.world
     else:
         tokenizer, sizes = earlier.tokenizer, earlier.predictor.config
-    predictor = AutoregressivePredictor(replace(sizes, action_width=actions, reward=True))
+    predictor = AutoregressivePredictor(heard(config, sizes))
     if earlier is not None:
         take_over(predictor, earlier.predictor)
     return Networks(tokenizer, predictor)
+
+
+def heard(config: Dream, sizes: AutoregressiveConfig) -> AutoregressiveConfig:
+    """Returns the sizes with heads for the agent's actions and for rewards."""
+    return replace(sizes, action_width=config.learning.real.agent.network.actions, reward=True)
 
 
 def clip_of(segments: Segments) -> Clip:
@@ -231,7 +235,7 @@ def run_dream(
             console.print(said, markup=False)
     if real.demonstrations is not None:
         read["demonstrations"] = digest(real.demonstrations)
-        refuse_other_pace(config, real.demonstrations)
+        refuse_other_demonstrations(config, real.demonstrations)
     trials = [EpisodeSpec(task=real.task, seed=seed, goal=goal) for goal in goals[:episodes]]
     world, trial_world = (
         pixel_world(real.task, split, real.replay.stack, config.repeat) for split in ("train", "test")
@@ -277,29 +281,36 @@ def refuse_unfit(config: Dream, earlier: Networks | None) -> None:
             f"set --learning.real.replay.stack {context}, and as many frames for the agent's network"
         )
     if earlier is not None:
-        with torch.device("meta"):  # sizes alone
-            networks(config, earlier)
+        with torch.device("meta"):  # its sizes are all that counts
+            predictor = AutoregressivePredictor(heard(config, earlier.predictor.config))
+        refuse_unlike(predictor, earlier.predictor)
 
 
-def refuse_other_pace(config: Dream, demonstrations: Path) -> None:
-    """Refuses demonstrations of Meta-World whose actions were held for another time than the agent holds its own.
+def refuse_other_demonstrations(config: Dream, demonstrations: Path) -> None:
+    """Refuses demonstrations of another robot or picture size, and of Meta-World those whose actions were held for
+    another time than the agent holds its own.
 
     Raises:
         ValueError: naming both.
     """
-    if config.learning.real.task in tasks_of("toy"):
-        return
-    wanted = HORIZON // config.repeat
+    network, toy = config.learning.real.agent.network, config.learning.real.task in tasks_of("toy")
+    shown, wanted = ((3, network.size, network.size), (network.actions,)), HORIZON // config.repeat
     for path in sorted(demonstrations.glob("*.npz")):
         try:
-            steps = len(read_trajectory(path))
+            episode = read_trajectory(path)
         except ValueError:  # it is left out, and told of, when the run begins
             continue
-        if steps != wanted:
+        found, steps = (episode.frames.shape[1:], episode.actions.shape[1:]), len(episode)
+        if steps != wanted and not toy:
             way = f"set --repeat {HORIZON // steps}" if HORIZON % steps == 0 else "record whole episodes"
             raise ValueError(
                 f"{path} has {steps} steps; an episode of this agent has {wanted} ({HORIZON} steps of the world, each "
                 f"action held for {config.repeat}): {way}"
+            )
+        if found != shown:
+            raise ValueError(
+                f"{path} has frames and actions of shapes {found}, the agent's are of {shown}: give demonstrations of "
+                "its robot and picture size"
             )
 
 

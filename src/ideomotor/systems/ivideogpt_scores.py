@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -276,9 +277,10 @@ def score_table(scores: WorldScores) -> Table:
         table.add_row(str(step + 1), *(f"{values[step]:.2f}" for values in scores.moving_psnr.values()))
     if scores.sensitivity is not None:
         gap = scores.sensitivity.shuffled
-        table.caption = (
-            f"with another clip's actions the squared error is {gap.value:.2e} more ({gap.low:.2e} to {gap.high:.2e})"
-        )
+        within = "all of one episode, so no interval"
+        if math.isfinite(gap.low):
+            within = f"{gap.low:.2e} to {gap.high:.2e}"
+        table.caption = f"with another clip's actions the squared error is {gap.value:.2e} more ({within})"
     if scores.reward_error is not None:
         said = ", ".join(f"{name} {error:.3g}" for name, error in scores.reward_error.items())
         table.caption = f"{table.caption or ''}\nmean absolute error of the rewards: {said}".lstrip()

@@ -99,6 +99,16 @@ def take_over(predictor: AutoregressivePredictor, earlier: AutoregressivePredict
     """Copies every weight of an earlier world; heads that it lacks (actions, rewards) stay as they begin.
 
     Raises:
+        ValueError: as ``refuse_unlike``.
+    """
+    refuse_unlike(predictor, earlier)
+    predictor.load_state_dict(earlier.state_dict(), strict=False)
+
+
+def refuse_unlike(predictor: AutoregressivePredictor, earlier: AutoregressivePredictor) -> None:
+    """Refuses an earlier world whose weights do not fit.
+
+    Raises:
         ValueError: it has other sizes, or heads for which there is no room.
     """
     ours, theirs = predictor.config, earlier.config
@@ -118,7 +128,6 @@ def take_over(predictor: AutoregressivePredictor, earlier: AutoregressivePredict
             f"the earlier world hears actions of width {theirs.action_width}, this one of {ours.action_width}: begin "
             "from a world without actions"
         )
-    predictor.load_state_dict(earlier.state_dict(), strict=False)
 
 
 def run_tokenizer(
