@@ -41,7 +41,7 @@ from ideomotor.systems.vpdd import fast, tiny
 from ideomotor.systems.vpp import VPP, Foreseeing, Looking, VPPAgent
 from ideomotor.systems.vpp_presets import cpu
 from ideomotor.systems.vpp_presets import tiny as tiny_vpp
-from ideomotor.systems.vpp_stages import goal_encoder, token_encoder
+from ideomotor.systems.vpp_text import goal_encoder, token_encoder
 from ideomotor.tokenizers.patch_pca import PatchPCA
 from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig
 

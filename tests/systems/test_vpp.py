@@ -28,14 +28,13 @@ from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Foresight
 from ideomotor.systems.vpp_presets import PRESETS, looking_with
 from ideomotor.systems.vpp_shards import pack, unpack
 from ideomotor.systems.vpp_stages import (
-    goal_encoder,
     load_agent,
     load_models,
     run_policy,
     run_vae,
     run_video,
-    token_encoder,
 )
+from ideomotor.systems.vpp_text import goal_encoder, token_encoder
 from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
 from ideomotor.types import Clip, Prefix
 

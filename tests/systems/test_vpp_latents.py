@@ -110,6 +110,27 @@ def test_training_begins_with_the_weights_of_a_folder(
     assert "config.json is damaged" in said(capsys)
 
 
+def test_few_weights_may_be_trained_beside_those_of_a_folder(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(3)
+    given = LatentDiffusion(PRESETS["tiny"]().video)
+    given.unet.save_pretrained(tmp_path / "svd/unet")
+    films, cache = home / "films", tmp_path / "cache"
+    assert video(home, films, tmp_path / "a", cache, "--begin-from", tmp_path / "svd", "--lora", 2) == 0
+    models = load_models(tmp_path / "a")
+    assert models.predictor is not None
+    ours, theirs = models.predictor.unet.state_dict(), given.unet.state_dict()
+    assert ours.keys() == theirs.keys()
+    moved = {name for name, value in ours.items() if not value.equal(theirs[name])}
+    linear = {f"{name}.weight" for name, part in given.unet.named_modules() if isinstance(part, torch.nn.Linear)}
+    assert moved and moved <= linear, "what is no linear map holds still"
+    assert video(home, films, tmp_path / "a", cache, "--begin-from", tmp_path / "svd", "--lora", 3) == 2
+    assert "lora" in said(capsys)
+    assert video(home, films, tmp_path / "b", cache, "--lora", 2) == 2
+    assert "needs weights to begin with (--begin-from)" in said(capsys)
+
+
 @pytest.mark.parametrize("content, why", [("{", "is not JSON"), ("{}", "holds a None"), ("[]", "holds a list"),
     ('{"_class_name": "AutoencoderKLTemporalDecoder"}', "does not say block_out_channels")])  # fmt: skip
 def test_a_damaged_folder_of_an_autoencoder_is_named(

@@ -73,13 +73,18 @@ class VPPVideo(StageOptions, DataOptions):
     they are random."""
     recompute: bool = False
     """Compute activations twice in place of keeping them: less memory, about a third more time, the same result."""
+    lora: int = 0
+    """Rank of pairs of maps that are trained in place of the weights that training begins with (LoRA); 0 trains all."""
     config: Config = field(default_factory=PRESETS[DEFAULT])
 
     def run(self) -> None:
         """Does it."""
         from ideomotor.systems.vpp_stages import run_video
 
-        run_video(self, self.config, self.vae_from, self.out, self.seed, self.fresh, self.begin_from, self.recompute)
+        run_video(
+            self, self.config, self.vae_from, self.out, self.seed, self.fresh,
+            begin_from=self.begin_from, recompute=self.recompute, lora=self.lora,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ideomotor.data.loader import ClipLoader
 from ideomotor.evaluation.episodes import EpisodeResult
-from ideomotor.layers.text_tokens import OneToken, clip_tokens
+from ideomotor.layers.lora import add_lora, merge_lora
 from ideomotor.policies.actions import TemporalEnsemble
 from ideomotor.policies.edm_transformer import EDMTransformer, EDMTransformerConfig
 from ideomotor.policies.own_robots import OwnRobotConfig
@@ -33,7 +33,6 @@ from ideomotor.systems.sources import (
 from ideomotor.systems.stages import (
     VPP_FILE,
     camera_of,
-    encoder_named,
     fit,
     learned_with,
     look,
@@ -45,11 +44,11 @@ from ideomotor.systems.stages import (
     to_train,
 )
 from ideomotor.systems.trials import View, roll_out
-from ideomotor.systems.vpdd import TextEncoder
-from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking, TokenEncoder, VPPAgent, cameras_of
+from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking, VPPAgent, cameras_of
 from ideomotor.systems.vpp_features import feature_caches
 from ideomotor.systems.vpp_latents import latent_sources
 from ideomotor.systems.vpp_robot import acting_window, fitted_robot, refuse_other_width
+from ideomotor.systems.vpp_text import goal_encoder, token_encoder
 from ideomotor.systems.vpp_trials import acting_by, name_of
 from ideomotor.systems.vpp_weights import first_weights
 from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
@@ -70,38 +69,6 @@ class Models(NamedTuple):
     looking: Looking | None
     robot: RobotActions | None
     policy: EDMTransformer | None
-
-
-def goal_encoder(config: VPP) -> TextEncoder:
-    """Returns the encoder of one vector a sentence, for the policy.
-
-    Raises:
-        ValueError: its vectors are not as wide as the policy expects.
-    """
-    encoder = encoder_named(config.text)
-    if encoder.width != config.policy.goal_width:
-        raise ValueError(
-            f"text encoder {config.text!r} gives vectors of width {encoder.width}, the policy expects "
-            f"{config.policy.goal_width}: set --policy.goal-width {encoder.width}"
-        )
-    return encoder
-
-
-def token_encoder(config: VPP) -> TokenEncoder:
-    """Returns the encoder of a sequence of vectors a sentence, for the video model.
-
-    Raises:
-        ValueError: its vectors are not as wide as the video model expects.
-    """
-    named = config.text in ("sentence", "hashed")
-    encoder: TokenEncoder = OneToken(encoder_named(config.text)) if named else clip_tokens(config.text)
-    width = encoder([""]).shape[2]
-    if width != config.video.text.width:
-        raise ValueError(
-            f"text encoder {config.text!r} gives vectors of width {width}, the video model expects "
-            f"{config.video.text.width}: set --video.text.width {width}"
-        )
-    return encoder
 
 
 def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
@@ -164,12 +131,20 @@ def train_video(
     run: Run,
     begin_from: Path | None = None,
     recompute: bool = False,
+    lora: int = 0,
 ) -> None:
-    """Clip of latents -> noised latents -> the clean ones, given the first frame and a sentence (stage 1)."""
+    """Clip of latents -> noised latents -> the clean ones, given the first frame and a sentence (stage 1).
+
+    ``lora`` above 0 holds the weights still and trains pairs of that rank, which are merged into them at the end.
+    """
     predictor = LatentDiffusion(replace(config.video, latent_scale=vae.scale))
     if begin_from is not None:
         predictor.load_diffusers(begin_from)
+    if lora:
+        add_lora(predictor.unet, lora)
     fit(VideoDenoising(predictor, token_encoder(config), recompute), config.video_stage, clips, run)
+    if lora:
+        merge_lora(predictor.unet)
     run.save(vae, vae.config, "vae")
     run.save(predictor, predictor.config, "predictor", meta=learned_with(run.dir, "vae"))
 
@@ -217,21 +192,24 @@ def run_video(
     fresh: bool,
     begin_from: Path | None = None,
     recompute: bool = False,
+    lora: int = 0,
 ) -> None:
     """``ideomotor vpp video``: encodes the data once, and trains stage 1, unless the run has finished."""
     refuse_as_out(out, data, vae_from)
+    if lora < 0 or (lora and begin_from is None):
+        raise ValueError(f"--lora is {lora}: a rank above 0 needs weights to begin with (--begin-from)")
     token_encoder(config)  # before anything is thrown away
     seen = look(data)
     if begin_from is not None:
         refuse_as_out(out, data, begin_from)
-        seen["weights it begins with"] = first_weights(begin_from, config)
+        seen |= {"weights it begins with": first_weights(begin_from, config), "lora": str(lora)}
     vae = fitting_vae(vae_from, config)
     sources = latent_sources(data, config, vae, vae_from) if to_train(out, fresh) else None
     with open_run(out, config, seed, fresh, data, seen | {"vae": vae_fingerprint(vae)}) as run:
         if sources is not None:
             sources.note(out)
             clips = TrainingClips(sources.train, sources.validation, with_frames=False, latents="sample")
-            train_video(config, clips, vae, run, begin_from, recompute)
+            train_video(config, clips, vae, run, begin_from, recompute, lora)
 
 
 def run_policy(data: DataOptions, config: VPP, video_from: Path | None, out: Path, seed: int, fresh: bool) -> None:

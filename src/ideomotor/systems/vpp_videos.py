@@ -13,7 +13,8 @@ from torch import Tensor
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.systems.autoencoders import Autoencoder
 from ideomotor.systems.vpp import VPP, TokenEncoder
-from ideomotor.systems.vpp_stages import load_models, token_encoder
+from ideomotor.systems.vpp_stages import load_models
+from ideomotor.systems.vpp_text import token_encoder
 from ideomotor.training.learner import seed_of
 
 
