@@ -60,14 +60,14 @@ def test_what_the_release_drew_can_be_drawn_and_nothing_else(shared):
         ours = np.array([window.frame_indices(start, length, draw) for draw in range(400)])
         wanted, context = np.array(item["frames"]), window.context
         if item["mode"] == "random_shuffle":
-            pool = sorted(np.minimum(start + window._stride(length) * np.arange(window.span), length - 1).tolist())
+            pool = sorted(np.minimum(start + window.stride_in(length) * np.arange(window.span), length - 1).tolist())
             assert set(wanted.tolist()) <= set(ours.ravel().tolist()) == set(pool), item
             assert all(pool.count(frame) >= row.tolist().count(frame) for row in ours[:50] for frame in row), item
         else:
             assert (ours[:, :context] == wanted[:context]).all(), item
             assert (np.diff(ours[:, context:], axis=1) > 0).all(), item
             reached = set(ours[:, context:].ravel().tolist())
-            stride = window._stride(length)
+            stride = window.stride_in(length)
             beyond = min(start + stride * window.span, length)
             assert set(wanted[context:].tolist()) <= reached == set(range(start + stride * context, beyond)), item
 
