@@ -107,10 +107,26 @@ def _spread(count: int, most: int) -> list[int]:
     return [number * (count - 1) // (most - 1) for number in range(most)]
 
 
+_TRIES = 5
+
+
 def in_threads(function: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
-    """Returns ``function`` of every item, in order; the reading of many small files overlaps."""
+    """Returns ``function`` of every item, in order; the reading of many small files overlaps.
+
+    NumPy reads an array's header by Python's parser, which before 3.12 counts its depth across threads and now and then
+    ends in a SystemError though nothing is wrong (python/cpython#106905): that item is asked for again.
+    """
+
+    def found(item: Item) -> Found:
+        for _ in range(_TRIES - 1):
+            try:
+                return function(item)
+            except SystemError:
+                continue
+        return function(item)
+
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(function, items))
+        return list(pool.map(found, items))
 
 
 def unsound(rows: Float[np.ndarray, "t width"], what: str) -> str:
