@@ -38,7 +38,8 @@ from ideomotor.serving.server import Server, ServerConfig, running
 from ideomotor.systems import dream
 from ideomotor.systems.serving import Serving, keep_memory, open_backend, pixel_backend, vpdd_backend, vpp_backend
 from ideomotor.systems.vpdd import fast, tiny
-from ideomotor.systems.vpp import VPP, Foreseeing, Looking, VPPAgent
+from ideomotor.systems.vpp import VPP, Foreseeing, Looking
+from ideomotor.systems.vpp_agent import VPPAgent
 from ideomotor.systems.vpp_presets import cpu
 from ideomotor.systems.vpp_presets import tiny as tiny_vpp
 from ideomotor.systems.vpp_text import goal_encoder, token_encoder

@@ -23,7 +23,8 @@ from ideomotor.systems.vpdd import Stage
 from ideomotor.systems.vpp import VPP
 from ideomotor.systems.vpp_presets import PRESETS
 from ideomotor.systems.vpp_shards import pack
-from ideomotor.systems.vpp_stages import evaluate, run_policy, run_vae, run_video
+from ideomotor.systems.vpp_stages import run_policy, run_vae, run_video
+from ideomotor.systems.vpp_trials import evaluate
 from ideomotor.training.optim import OptimConfig
 
 __all__ = ["Lane", "Notes", "full", "go_on", "model", "pack", "rows", "tiny"]

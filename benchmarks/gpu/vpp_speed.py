@@ -24,7 +24,8 @@ from ideomotor.layers.text_tokens import ClipTokens
 from ideomotor.policies.edm_transformer import EDMTransformer
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.predictors.svd_unet import joined, way_up
-from ideomotor.systems.vpp import VPP, Foreseeing, Looking, VPPAgent
+from ideomotor.systems.vpp import VPP, Foreseeing, Looking
+from ideomotor.systems.vpp_agent import VPPAgent
 from ideomotor.systems.vpp_presets import PRESETS
 from ideomotor.tokenizers.svd_vae import SVDVAE
 from ideomotor.types import Clip

@@ -157,7 +157,7 @@ class VPPEvaluate:
     def _by_task(self, world: Literal["metaworld", "toy"]) -> None:
         from ideomotor.systems.quickstart_report import DEFAULT_TASKS
         from ideomotor.systems.trials import success_table
-        from ideomotor.systems.vpp_stages import evaluate
+        from ideomotor.systems.vpp_trials import evaluate
 
         if self.calvin is not None:
             raise ValueError(f"--calvin names a calvin_env, and the world is {world}: give --world calvin too")

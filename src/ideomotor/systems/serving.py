@@ -30,7 +30,8 @@ from ideomotor.systems.vpdd import VIEW, Dial, view_names
 from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.systems.vpdd_imagine import imagine
 from ideomotor.systems.vpdd_published_agent import PublishedAgent
-from ideomotor.systems.vpp import VPPAgent, cameras_of
+from ideomotor.systems.vpp import cameras_of
+from ideomotor.systems.vpp_agent import VPPAgent
 from ideomotor.systems.vpp_videos import VideoModel
 from ideomotor.systems.world import Weights, World
 from ideomotor.training.checkpoint import load_model

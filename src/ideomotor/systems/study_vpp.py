@@ -10,7 +10,8 @@ from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.study_cells import Cell, Done
 from ideomotor.systems.vpp import VPP, Eyes
 from ideomotor.systems.vpp_presets import PRESETS, looking_with
-from ideomotor.systems.vpp_stages import evaluate, run_policy
+from ideomotor.systems.vpp_stages import run_policy
+from ideomotor.systems.vpp_trials import evaluate
 
 
 @dataclass(frozen=True, kw_only=True)

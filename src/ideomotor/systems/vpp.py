@@ -2,7 +2,8 @@
 
 Source: "Video Prediction Policy: A Generalist Robot Policy with Predictive Visual Representations" (2412.14803). The
 way of the data can be read from top to bottom: autoencoder, video model (stage 1), features, Video Former and action
-head (stage 2), acting. A control reads the newest frame with a network of its own, in place of the features.
+head (stage 2); acting is in ``vpp_agent``. A control reads the newest frame with a network of its own, in place of the
+features.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ideomotor.data.transforms import random_shift
-from ideomotor.data.windows import WindowConfig, refuse_other_context
+from ideomotor.data.windows import WindowConfig
 from ideomotor.layers.conv import PixelStem, PixelStemConfig
 from ideomotor.layers.resampler import SpatialReadout
 from ideomotor.layers.video_former import VideoFormer, VideoFormerConfig
@@ -31,7 +32,7 @@ from ideomotor.systems.autoencoders import Autoencoder, AutoencoderConfig
 from ideomotor.systems.vpdd import Stage, TextEncoder, seen_frames, view_names
 from ideomotor.tokenizers.svd_vae import SVDVAEConfig
 from ideomotor.training.optim import OptimConfig
-from ideomotor.types import Borrowed, Clip, Losses, Prefix
+from ideomotor.types import Borrowed, Clip, Losses
 
 TokenEncoder = Callable[[Sequence[str]], Float[Tensor, "b n d"]]
 Eyes = Literal["foresight", "latents", "pixels"]
@@ -308,81 +309,6 @@ class _Held(nn.Module):
     def __init__(self, foreseeing: Foreseeing) -> None:
         super().__init__()
         self.foreseeing, self.vae, self.predictor = foreseeing, foreseeing.vae, foreseeing.predictor
-
-
-class VPPAgent:
-    """Acts: the newest frames and a sentence in, a chunk of actions out. The same observation gives the same chunk.
-
-    Attributes:
-        sampling: how actions are denoised; by default as the policy's settings say.
-    """
-
-    def __init__(
-        self,
-        config: VPP,
-        looking: Looking,
-        policy: EDMTransformer,
-        foreseeing: Foreseeing | None,
-        goal: TextEncoder,
-        robot: RobotActions | None = None,
-    ) -> None:
-        self.config, self.looking, self.policy, self.foreseeing, self.goal = config, looking, policy, foreseeing, goal
-        self.robot = robot
-        self.sampling = policy.config.sampling
-        held = () if foreseeing is None else (foreseeing.vae, foreseeing.predictor)
-        for module in (looking, policy, *held):
-            if module is not None:
-                module.eval()
-
-    @torch.inference_mode()
-    def act(
-        self,
-        context: Clip,
-        generators: Sequence[torch.Generator] | None = None,
-        prefix: Prefix | None = None,
-    ) -> Float[Tensor, "b chunk action"]:
-        """Returns the next chunk; its first ``config.execute`` actions are to be carried out before looking again.
-
-        Those for an own robot are commands in its units, which are relative to the state in ``context``.
-
-        Args:
-            context: the newest frame of each view, and the sentence.
-            generators: one a sample, of the noise that the future is foretold from; where that is the same each time
-                (``Foresight.seed``), nothing is drawn from them.
-            prefix: actions, or commands of an own robot, that the chunk begins with and goes on from.
-
-        Raises:
-            ValueError: the context is none that the policy was trained on, or lacks the state that it reads.
-        """
-        refuse_other_context(context.frames, self.config.window)
-        device = next(self.policy.parameters()).device
-        context, config = context.to(device), self.policy.config
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.policy_stage.optim.bf16):
-            newest = seen_frames(context, self.config.views)[:, -1:]
-            features = None if self.foreseeing is None else self.foreseeing(newest, context.text, generators)
-            # The same noise for every sample: what one gets depends neither on its neighbours nor on the calls before.
-            noise = torch.randn(1, config.chunk, config.action_width, generator=torch.Generator().manual_seed(0))
-            actions = self.policy.act(
-                self.looking(newest, features),
-                self.goal(context.text).to(device),
-                read_state(self.robot, config, context.proprio),
-                self.sampling,
-                noise=noise.to(device).expand(len(context), -1, -1),
-                prefix=None if prefix is None else self._told(prefix.to(device), context.proprio),
-            ).float()
-        actions = actions if self.robot is None else self.robot.decode(actions, context.proprio)
-        return actions if prefix is None else prefix.put(actions)
-
-    def _told(self, prefix: Prefix, state: Float[Tensor, "b state"] | None) -> Prefix:
-        """The prefix as the policy knows actions; what is not known is no command, and has none."""
-        if self.robot is None:
-            return prefix
-        actions = prefix.actions.new_zeros(*prefix.actions.shape[:2], self.policy.config.action_width)
-        for row, known in enumerate(prefix.known.tolist()):
-            if known:
-                here = None if state is None else state[row : row + 1]
-                actions[row, :known] = self.robot.encode(prefix.actions[row : row + 1, :known], here)[0]
-        return Prefix(actions, prefix.known)
 
 
 def cameras_of(config: VPP) -> tuple[str, ...]:

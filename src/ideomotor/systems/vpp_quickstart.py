@@ -24,8 +24,9 @@ from ideomotor.systems.vpp_gate import gate
 from ideomotor.systems.vpp_gate_scores import GateOptions
 from ideomotor.systems.vpp_presets import looking_with
 from ideomotor.systems.vpp_quickstart_report import ARMS, FULL_BUDGET, STAGES, VPPQuickstart, report_of, settings_of
-from ideomotor.systems.vpp_stages import evaluate, run_policy, run_vae, run_video
+from ideomotor.systems.vpp_stages import run_policy, run_vae, run_video
 from ideomotor.systems.vpp_text import goal_encoder
+from ideomotor.systems.vpp_trials import evaluate
 from ideomotor.systems.vpp_videos import VideoModel
 from ideomotor.training.config import config_to_json
 

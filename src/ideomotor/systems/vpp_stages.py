@@ -5,7 +5,7 @@ Every OUT folder is self-contained: it holds the models of the earlier stages th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,9 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from ideomotor.data.loader import ClipLoader
-from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.layers.lora import add_lora, merge_lora
-from ideomotor.policies.actions import TemporalEnsemble
 from ideomotor.policies.edm_transformer import EDMTransformer, EDMTransformerConfig
 from ideomotor.policies.own_robots import OwnRobotConfig
 from ideomotor.policies.robot_actions import RobotActions
@@ -28,11 +26,9 @@ from ideomotor.systems.sources import (
     DataOptions,
     TrainingClips,
     open_sources,
-    read_facts,
 )
 from ideomotor.systems.stages import (
     VPP_FILE,
-    camera_of,
     fit,
     learned_with,
     look,
@@ -43,13 +39,12 @@ from ideomotor.systems.stages import (
     refuse_strides,
     to_train,
 )
-from ideomotor.systems.trials import View, roll_out
-from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking, VPPAgent, cameras_of
+from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking
+from ideomotor.systems.vpp_agent import VPPAgent
 from ideomotor.systems.vpp_features import feature_caches
 from ideomotor.systems.vpp_latents import latent_sources
 from ideomotor.systems.vpp_robot import acting_window, fitted_robot, refuse_other_width
 from ideomotor.systems.vpp_text import goal_encoder, token_encoder
-from ideomotor.systems.vpp_trials import acting_by, name_of
 from ideomotor.systems.vpp_weights import first_weights
 from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
 from ideomotor.tokenizers.svd_vae import SVDVAE, VAEReconstruction
@@ -306,70 +301,3 @@ def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPPAgent:
     if config.robot and models.robot is None:
         raise ValueError(f"{folder} lacks the scales of its robot (robot): train it again with --fresh")
     return VPPAgent(config, models.looking, models.policy, foreseeing, goal_encoder(config), models.robot)
-
-
-def view_of(config: VPP) -> View:
-    """Returns what a policy of that config sees and does.
-
-    Raises:
-        ValueError: its actions are not one a step of the world.
-    """
-    if config.action_stride > 1:
-        raise ValueError(
-            f"the policy's actions are {config.action_stride} frames apart, and a world takes one a step: train with "
-            "--action-stride 1 to try it in one"
-        )
-    return View(
-        cameras=cameras_of(config),
-        size=config.size,
-        context=1,
-        stride=config.window.stride,
-        execute=config.execute,
-        action_width=config.command_width,
-    )
-
-
-def refuse_other_cameras(folder: Path, named: str | None) -> None:
-    """Refuses to look through other cameras than those of the demonstrations, or through them in another order.
-
-    Raises:
-        ValueError: naming both.
-    """
-    known = {facts.camera for facts in read_facts(folder)}
-    if named is not None and known and named not in known:
-        raise ValueError(
-            f"the policy in {folder} was trained on what {' and '.join(sorted(known))} saw, and {named} is to take "
-            "that place: name the same cameras in the same order, or add --other-camera where this is meant, or where "
-            "the world calls the same camera so"
-        )
-
-
-def evaluate(
-    folder: Path,
-    tasks: Sequence[str],
-    episodes: int,
-    log: Path,
-    workers: int = 2,
-    device: str | torch.device = "cpu",
-    execute: int | None = None,
-    ensemble: float | None = None,
-    other_camera: bool = False,
-    **options: Any,
-) -> list[EpisodeResult]:
-    """Rolls a policy out on held-out goals, on ``device``; see ``trials.roll_out`` for the other options.
-
-    Unless ``arm`` names it, the log keeps the episodes under a fingerprint of all that decides how they end.
-
-    Raises:
-        ValueError: the cameras are not those of the demonstrations (and ``other_camera`` does not say that this is
-            meant), or the policy's actions are not one a step of the world.
-    """
-    options["camera"] = options.get("camera") or camera_of(folder)
-    if not other_camera:
-        refuse_other_cameras(folder, options["camera"])
-    agent = acting_by(load_agent(folder, device), execute, ensemble)
-    if agent.config.ensemble is not None:
-        options["ensemble"] = TemporalEnsemble(agent.config.ensemble)
-    if "arm" not in options:
-        options["arm"] = name_of(agent, options["camera"], options.get("look", "fast"))
-    return roll_out(agent, view_of(agent.config), tasks, episodes, log, workers, **options)
