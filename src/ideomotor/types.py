@@ -198,6 +198,8 @@ class Episode:
         read_proprio: the robot's own state at each frame; None where not recorded.
         read_rewards: what the action taken at each frame brought; None where not recorded.
         outcome: "success", "failure", or "" where unknown.
+        recording: what it is a part of, where several episodes are views of one recording, e.g. its every fifth frame
+            from the first on and from the second on; "" where it stands alone. They are held out together.
     """
 
     id: str
@@ -210,6 +212,7 @@ class Episode:
     read_proprio: Callable[[], Float[np.ndarray, "t state"]] | None = None
     read_rewards: Callable[[], Float[np.ndarray, " t"]] | None = None
     outcome: str = ""
+    recording: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

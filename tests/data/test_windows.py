@@ -114,8 +114,19 @@ def test_every_task_is_held_out_in_proportion():
     assert len(texts) == 4 and counts.tolist() == [2, 2, 2, 2]
 
 
+def test_episodes_of_one_recording_stay_together():
+    dataset = synthetic_dataset(20, 2, 4)
+    phases = [replace(e, id=f"{e.id}_{n}", recording=e.id) for e in dataset.episodes for n in range(3)]
+    held = split(dataset, 0.3, seed=2)[1].episodes
+    train, validation = split(replace(dataset, episodes=tuple(phases)), 0.3, seed=2)
+    assert [e.id for e in validation.episodes] == [f"{e.id}_{n}" for e in held for n in range(3)]
+    assert len(train.episodes) + len(validation.episodes) == 60
+    with pytest.raises(ValueError, match="3 episodes of one recording; a split needs at least 2"):
+        split(replace(dataset, episodes=tuple(phases[:3])), 0.3)
+
+
 def test_what_cannot_be_split_is_refused():
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match="1 episodes; a split needs at least 2"):
         split(synthetic_dataset(1), 0.5)
     for fraction in (0.0, 1.0, -0.1):
         with pytest.raises(ValueError, match="between 0 and 1"):

@@ -67,12 +67,13 @@ def cached(
         report = None if progress is None else partial(_shifted, progress, number, len(names))
         caches.append(FrameCache.build(dataset, root, camera, size, workers, report, smooth))
     by_camera = [{episode.id: episode for episode in cache.dataset.episodes} for cache in caches]
-    latents = {episode.id: episode.latents for episode in dataset.episodes}
+    given = {episode.id: episode for episode in dataset.episodes}
     episodes = tuple(
         replace(
             episode,
             frames={name: kept[episode.id].frames[name] for name, kept in zip(names, by_camera, strict=True)},
-            latents=latents[episode.id],
+            latents=given[episode.id].latents,
+            recording=given[episode.id].recording,
         )
         for episode in caches[0].dataset.episodes
         if all(episode.id in kept for kept in by_camera)

@@ -218,34 +218,43 @@ def split(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset, Da
 
     Who is held out depends on ``seed`` and the episodes' ids alone, not on their order. Episodes with the same text are
     shared out in proportion, so that every task with enough recordings is on both sides; each side has at least one.
+    Episodes of one recording count as one and stay together: else what is held out would have been seen.
 
     Raises:
-        ValueError: ``fraction`` is not between 0 and 1, or there are fewer than two episodes.
+        ValueError: ``fraction`` is not between 0 and 1, or there are fewer than two recordings.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"a held-out fraction of {fraction} was asked for; it must lie between 0 and 1, e.g. 0.1")
-    total = len(dataset.episodes)
+    texts: dict[str, str] = {}
+    for episode in dataset.episodes:
+        texts.setdefault(_recording(episode), episode.text)
+    total = len(texts)
     if total < 2:
+        count = len(dataset.episodes)
         raise ValueError(
-            f"dataset {dataset.name!r} has {total} episodes; a split needs at least 2: record more, or hold out "
-            "none (--validation 0)"
+            f"dataset {dataset.name!r} has {count} episodes{' of one recording' if count > total else ''}; a split "
+            "needs at least 2: record more, or hold out none (--validation 0)"
         )
-    groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for number, episode in enumerate(dataset.episodes):
-        groups[episode.text].append((_hash(seed, episode.id), number))
-    held: set[int] = set()
-    waiting: list[tuple[float, str, int]] = []
+    groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name, text in texts.items():
+        groups[text].append((_hash(seed, name), name))
+    held: set[str] = set()
+    waiting: list[tuple[float, str, str]] = []
     for members in groups.values():
         members.sort()
         whole, rest = divmod(fraction * len(members), 1)
-        held.update(number for _, number in members[: int(whole)])
+        held.update(name for _, name in members[: int(whole)])
         # The next in line of each task takes the seats that rounding down left, largest remainder first.
         waiting += [(-rest, *members[int(whole)])] if rest > 0 else []
     seats = min(max(round(fraction * total), 1), total - 1) - len(held)
-    held.update(number for _, _, number in sorted(waiting)[: max(seats, 0)])
-    sides = ([e for n, e in enumerate(dataset.episodes) if (n in held) == side] for side in (False, True))
+    held.update(name for _, _, name in sorted(waiting)[: max(seats, 0)])
+    sides = ([e for e in dataset.episodes if (_recording(e) in held) == side] for side in (False, True))
     train, validation = (replace(dataset, episodes=tuple(side)) for side in sides)
     return train, validation
+
+
+def _recording(episode: Episode) -> str:
+    return episode.recording or episode.id
 
 
 def _hash(seed: int, name: str) -> str:

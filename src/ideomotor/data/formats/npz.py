@@ -14,8 +14,8 @@ In both, ``reward`` (``(t, 1)`` or ``(t,)``) is read as the actions are: row ``i
 action taken at frame ``i`` brought, so beside ``observation`` rows are moved up by one. ``state`` or ``proprio``
 ``(t, s)`` is the robot's state. Pictures are uint8; whole numbers of another type are taken where all lie in 0..255.
 The instruction is ``text``, a lone string; without it, the name of the file's folder below the data set's,
-``door-lock`` becoming "door lock", and "" for files in the data set's folder itself. Other keys are passed over. Files
-record no frame rate: ``read`` is told.
+``door-lock`` becoming "door lock", and "" for files in the data set's folder itself. ``recording``, a lone string,
+says of which recording the episode is a part. Other keys are passed over. Files record no frame rate: ``read`` is told.
 """
 
 from __future__ import annotations
@@ -193,14 +193,20 @@ def _episode(root: Path, fps: float, file: Path) -> tuple[Episode, int | None]:
         read_actions=NpzRows(path=file, key=action, length=length, shifted=replay) if action else None,
         read_proprio=NpzRows(path=file, key=state, length=length) if state else None,
         read_rewards=rewards,
+        recording=_string(file, "recording", headers) or "",
     )
     return episode, width
 
 
+def _string(file: Path, key: str, headers: dict[str, tuple[tuple[int, ...], np.dtype]]) -> str | None:
+    shape, dtype = headers.get(key, ((1,), np.dtype(float)))
+    return str(_array(file, file.stat().st_mtime_ns, key)) if shape == () and dtype.kind == "U" else None
+
+
 def _text(root: Path, file: Path, headers: dict[str, tuple[tuple[int, ...], np.dtype]]) -> str:
-    shape, dtype = headers.get("text", ((1,), np.dtype(float)))
-    if shape == () and dtype.kind == "U":
-        return str(_array(file, file.stat().st_mtime_ns, "text"))
+    text = _string(file, "text", headers)
+    if text is not None:
+        return text
     folder = file.parent.name if file.parent != root else ""
     return "" if folder.lower() in _SPLITS else folder.replace("-", " ").replace("_", " ")
 
