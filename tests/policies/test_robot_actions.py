@@ -69,6 +69,7 @@ def test_presets():
         "xarm_xhand": (19, 19, 18),
         "bimanual": (38, 38, 38),
         "published_bimanual": (38, 38, 38),
+        "aloha": (14, 14, 14),
     }
     groups = [astuple(group) for group in loss_groups(own_robot("bimanual"))]
     assert groups[:3] == [("right_xyz", 0, 3, 2.0), ("right_rotation", 3, 4, 2.0), ("right_hand", 7, 12, 1.0)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ideomotor.data.conversion import bair, rlds, robonet, vp2
+from ideomotor.data.conversion import bair, rlds, robonet, teleop, vp2
 from ideomotor.data.conversion.writing import Recording, write_recordings
 
 console = Console(soft_wrap=True)
@@ -52,21 +52,24 @@ class Convert:
     """Writes a published data set as npz episodes (uint8 pictures, compressed). Stopped at any point, it goes on.
 
     bair: TFRecord files of BAIR robot pushing. oxe: an Open X-Embodiment set as TensorFlow Datasets keeps it (RLDS).
-    robonet, vp2: HDF5 files; they need the extra "convert". No TensorFlow is needed for any.
+    robonet, vp2: HDF5 files; they need the extra "convert". No TensorFlow is needed for any. teleop: recordings of
+    one's own robot, HDF5 as VPP's robot or ALOHA and ACT write it.
     """
 
-    source: tyro.conf.Positional[Literal["bair", "oxe", "robonet", "vp2"]]
+    source: tyro.conf.Positional[Literal["bair", "oxe", "robonet", "vp2", "teleop"]]
     """What it is."""
     path: tyro.conf.Positional[Path]
     """The folder that holds it."""
     out: Path
     """Folder of the episodes; called as in a named mix, e.g. data/bair_robot_pushing, a mix finds it."""
     cameras: tuple[str, ...] = ()
-    """oxe: pictures to keep, e.g. image (default: all in colour). vp2: the one to keep."""
+    """oxe: pictures to keep, e.g. image (default: all in colour). vp2: the one to keep. teleop: those to keep, e.g.
+    cam_high cam_left cam_right (default: those of the first recording)."""
     test: Path | None = None
     """robonet: a file that names the trajectories held out for testing, one a line."""
     limit: int | None = None
     """Stop after this many episodes."""
+    teleop: Annotated[teleop.Teleop, tyro.conf.arg(name="")] = field(default_factory=teleop.Teleop)
 
     def run(self) -> None:
         """Does it."""
@@ -82,11 +85,20 @@ class Convert:
             console.print(f"left out: {entry.path} {entry.reason}", markup=False, highlight=False)
         said = f"{done.written} episodes written to {self.out}, {done.kept} were there, {len(done.left_out)} left out"
         console.print(said, markup=False, highlight=False)
+        if self.source == "teleop" and done.written:
+            said = (
+                f"colours were taken as {self.teleop.colors}: look at a picture; where red and blue are swapped, give"
+            )
+            console.print(f"{said} the other --colors and another --out", markup=False, highlight=False)
         if not done.written + done.kept:
             raise ValueError(f"none of the {len(done.left_out)} episodes of {self.path} could be converted")
 
     def _recordings(self) -> Iterable[Recording]:
-        for option, value, sources in (("cameras", self.cameras, ("oxe", "vp2")), ("test", self.test, ("robonet",))):
+        for option, value, sources in (
+            ("cameras", self.cameras, ("oxe", "vp2", "teleop")),
+            ("test", self.test, ("robonet",)),
+            *((name, value, ("teleop",)) for name, value in self.teleop.given().items()),
+        ):
             if value and self.source not in sources:
                 raise ValueError(f"--{option} is for {' and '.join(sources)}; {self.source} takes none")
         if self.source == "bair":
@@ -96,6 +108,10 @@ class Convert:
         if self.source == "robonet":
             held_out = self.test.read_text(encoding="utf-8").split() if self.test else ()
             return robonet.recordings(self.path, held_out)
+        if self.source == "teleop":
+            found = teleop.recordings(self.path, self.teleop, self.cameras)
+            teleop.note(self.out, self.teleop, self.cameras)
+            return found
         if len(self.cameras) > 1:
             raise ValueError(f"vp2 keeps one camera; {', '.join(self.cameras)} were given")
         return vp2.recordings(self.path, *self.cameras)

@@ -173,12 +173,21 @@ def published_bimanual() -> OwnRobotConfig:
     return OwnRobotConfig(parts=_arms("difference"), canonical=False)
 
 
+def aloha() -> OwnRobotConfig:
+    """Two arms of six joints with a gripper, left then right: 14 joints, as commanded."""
+    arms = (("left_arm", 6), ("left_gripper", 1), ("right_arm", 6), ("right_gripper", 1))
+    return OwnRobotConfig(
+        parts=tuple(Part(name=name, kind="joints", form="absolute", width=width) for name, width in arms)
+    )
+
+
 OWN_ROBOTS: dict[str, Callable[[], OwnRobotConfig]] = {
     "calvin": calvin,
     "end_effector": end_effector,
     "xarm_xhand": xarm_xhand,
     "bimanual": bimanual,
     "published_bimanual": published_bimanual,
+    "aloha": aloha,
 }
 
 
