@@ -16,7 +16,7 @@ from ideomotor.envs import metaworld_render
 from ideomotor.envs.play_table import START, PlayTableConfig, PlayTableEnv
 from ideomotor.envs.play_table_scene import BLOCKS, DRAWER, LEVER, SLIDER
 from ideomotor.envs.play_table_scripts import script
-from ideomotor.envs.play_table_starts import free_scene, scene_for
+from ideomotor.envs.play_table_starts import earlier_tasks, free_scene, scene_for
 from ideomotor.envs.play_table_tasks import TASKS, PlayTableOracle
 from ideomotor.envs.play_table_walk import Walk
 
@@ -216,6 +216,48 @@ def test_starts_leave_blocks_apart_and_resting():
         scene_for("fly", rng)
     with pytest.raises(ValueError, match="none of the 34"):
         script("fly", np.array(START), free_scene(rng))
+
+
+def test_the_sentence_has_to_tell_which_block_is_meant():
+    """Where the task's own block is the only one on the table, a policy need not listen for its colour."""
+    rng = np.random.default_rng(0)
+    for task in ("lift_red_block_table", "push_pink_block_left", "rotate_blue_block_right"):
+        heights = np.stack([scene_for(task, rng)[6:].reshape(3, 6)[:, 2] for _ in range(100)])
+        beside = (np.abs(heights - 0.46) < 1e-6).sum(1)
+        assert set(beside.tolist()) == {1, 2} and 30 < (beside == 2).sum() < 70
+
+
+def test_what_is_done_earlier_can_be_done_and_leaves_the_task_to_do(blind):
+    rng = np.random.default_rng(0)
+    for task in TASKS:
+        start_scene = scene_for(task, rng)
+        for other in earlier_tasks(task, start_scene):
+            _, info = blind.reset(options={"scene_obs": start_scene})
+            state, oracle = blind.state(), PlayTableOracle()
+            walk, start = Walk(script(other, state["robot_obs"], state["scene_obs"]).task), info
+            while not walk.done and not oracle.completed(start, info, [other]):
+                _, _, _, info = blind.advance(walk.action(blind.state()["robot_obs"]))
+            assert oracle.completed(start, info, TASKS) == {other}, (task, other)
+    drawer, closed = scene(drawer=DRAWER), scene()
+    assert earlier_tasks("place_in_drawer", drawer) == ("move_slider_left", "turn_on_lightbulb", "turn_on_led")
+    assert "close_drawer" in earlier_tasks("place_in_slider", drawer)
+    assert earlier_tasks("move_slider_left", closed) == ("open_drawer", "turn_on_lightbulb", "turn_on_led")
+
+
+def test_a_script_does_not_stand_waiting(blind):
+    """A policy that learns from it could not tell from what it sees when to go on."""
+    for task in TASKS:
+        start_scene = scene_for(task, np.random.default_rng(3))
+        _, info = blind.reset(options={"scene_obs": start_scene})
+        state, oracle = blind.state(), PlayTableOracle()
+        plan = script(task, state["robot_obs"], state["scene_obs"])
+        walk, start, still, longest = Walk(plan.before + plan.task), info, 0, 0
+        while not walk.done and not (not plan.before and oracle.completed(start, info, [task])):
+            before = blind.state()["robot_obs"][:7]
+            _, _, _, info = blind.advance(walk.action(before))
+            still = still + 1 if np.abs(blind.state()["robot_obs"][:7] - before).max() < 5e-4 else 0
+            longest = max(longest, still)
+        assert longest < 12, (task, longest)  # to close the fingers takes up to 8 of them
 
 
 def test_a_task_can_begin_where_another_ended(blind):

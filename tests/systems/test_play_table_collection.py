@@ -67,6 +67,17 @@ def test_what_was_recorded_does_the_task_again():
     maker.close()
 
 
+def test_half_of_the_episodes_begin_where_another_task_ended(monkeypatch):
+    maker = EpisodeMaker(seed=0, noise=0.1)
+    blank = {"rgb_static": np.zeros((200, 200, 3), np.uint8), "rgb_gripper": np.zeros((84, 84, 3), np.uint8)}
+    monkeypatch.setattr(maker._table, "observe", lambda: blank | maker._table.state())
+    takes = [maker.answer(Job(task="turn_on_led", index=index, place=index)) for index in range(20)]
+    low = sum(take.states[0, 2] < 0.515 for take in takes)  # lower than any start that is not another task's end
+    other = sum(abs(take.states[0, 2] - 0.5713) > 0.055 for take in takes)
+    assert low and 4 <= other <= 16 and all(take.success for take in takes)
+    maker.close()
+
+
 def test_what_cannot_be_collected_is_refused(tmp_path):
     for wrong in ({"tasks": ()}, {"demonstrations": 0}, {"noise": 2.0}, {"workers": -1}):
         with pytest.raises(ValueError, match="wanted"):

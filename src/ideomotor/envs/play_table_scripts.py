@@ -184,7 +184,7 @@ def _slide(slider: float, *, left: bool) -> Waypoints:
 
 def _draw(drawer: float, *, opening: bool) -> Waypoints:
     x, y = HANDLES["drawer"]
-    start = y - drawer + (0.035 if opening else -_SIDE)
+    start = y - drawer + (0.035 if opening else -0.04)  # any farther is where the hand cannot be
     end = y - DRAWER + 0.02 if opening else y - 0.015
     return _sweep((x, start, 0.378), (x, end, 0.378), 0.5)
 

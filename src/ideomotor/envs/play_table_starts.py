@@ -37,6 +37,7 @@ _PARTS: dict[str, tuple[int, float]] = {
     "turn_on_led": (5, 0.0),
     "turn_off_led": (5, 1.0),
 }
+_CLEARED = ("push_into_drawer", "stack_block", "unstack_block")  # no further block on the table
 _WITH_SOME_BLOCK = ("place_in_slider", "place_in_drawer", "push_into_drawer", "stack_block", "unstack_block")
 
 
@@ -57,8 +58,8 @@ def free_scene(rng: np.random.Generator) -> Scene:
 def scene_for(task: str, rng: np.random.Generator) -> Scene:
     """Returns a random scene in which that task is to do; where it needs a block in the hand, the block is to be taken.
 
-    The task's own block lies where the task wants it, or on the table with room to be moved; others lie in the
-    compartments.
+    The task's own block lies where the task wants it, or on the table with room to be moved. Others lie in the
+    compartments, in half of the scenes one of them on the table too: which block is meant, the sentence has to tell.
     """
     if task not in _PARTS and task not in _WITH_SOME_BLOCK and not any(f"_{name}_" in task for name in BLOCKS):
         raise ValueError(f"the play table has no task {task!r}")
@@ -85,11 +86,26 @@ def scene_for(task: str, rng: np.random.Generator) -> Scene:
     if task == "unstack_block":
         pose[others.pop()] = pose[block]
         pose[block, 2] = STACKED
+    if task not in _CLEARED and rng.random() < 0.5:
+        _lay(scene, others.pop(), _beside(task, float(pose[block, 0]), rng), ON_TABLE, rng)
     for other, aside in zip(others, (-0.06, 0.06), strict=False):
         x, y = COMPARTMENTS[others_in][0] + aside, COMPARTMENTS[others_in][1]
         _lay(scene, other, _within(rng, (x - 0.005, x + 0.005), (y, y)), ON_PLANK, rng)
     assert np.isfinite(scene).all()
     return scene
+
+
+def earlier_tasks(task: str, scene: Scene) -> tuple[str, ...]:
+    """Returns what can be done in a scene with its drawer, slider, lever or button before that task, which it leaves
+    to do.
+    """
+    kept = {_PARTS[task][0]} if task in _PARTS else set()
+    kept |= {place for place, part in enumerate(("slider", "drawer")) if task.endswith(part)}
+    return tuple(
+        name
+        for name, (place, value) in _PARTS.items()
+        if name not in _WITH_SOME_BLOCK and place not in kept and abs(scene[place] - value) < 0.01
+    )
 
 
 def _parts(rng: np.random.Generator) -> Scene:
@@ -112,6 +128,14 @@ def _on_table(task: str, rng: np.random.Generator) -> Place:
     if task.startswith("push"):
         return _within(rng, (0.0, 0.08) if task.endswith("right") else (0.15, 0.23), (-0.12, -0.05))
     return _within(rng, (0.0, 0.24), (-0.13, -0.05))
+
+
+def _beside(task: str, x: float, rng: np.random.Generator) -> Place:
+    """Where another block may lie on the table, out of the way of one at ``x`` that is pushed."""
+    left, right = -0.04, 0.28
+    if task.startswith("push"):
+        left, right = (x + 0.18, right) if task.endswith("right") else (left, x - 0.18)
+    return _within(rng, (left, right), (-0.13, -0.05))
 
 
 def _within(rng: np.random.Generator, x: tuple[float, float], y: tuple[float, float]) -> Place:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +17,9 @@ from ideomotor.data.formats.lerobot_writer import LeRobotWriter
 from ideomotor.envs.worker import Workers
 from ideomotor.files import write_text
 from ideomotor.systems.progress import bar
+
+if TYPE_CHECKING:
+    from ideomotor.envs.play_table_walk import Waypoint
 
 FPS = 30
 SIZES = {"rgb_static": (200, 200), "rgb_gripper": (84, 84)}
@@ -33,7 +36,8 @@ _SHAKIER = 0.4  # by how much more the hand of actionless video may tremble
 _LINGER = 5  # steps recorded after success, so that windows hold what success looks like
 _AWAY = np.array([0.15, 0.10, 0.05, 0.4])  # how far from its usual pose the gripper may start: x, y, z, yaw
 _TIMEOUT = 300.0
-_FORMAT = 1  # raise it when the same settings give other episodes
+_AFTER = 0.5  # share of episodes that begin where another task ended
+_FORMAT = 2  # raise it when the same settings give other episodes
 
 Progress = Callable[[int, int, str], None]
 
@@ -95,8 +99,9 @@ def collect_play_table(config: PlayTableCollectionConfig, progress: Progress | N
     """Makes the dataset and returns its folder.
 
     The same settings give the same bytes whatever the number of workers. Killed at any point, the same call goes on
-    with the episodes that are missing; a dataset that is there already is left as it is. Where a task begins with a
-    block in the hand, taking it is not recorded.
+    with the episodes that are missing; a dataset that is there already is left as it is. Half of the episodes begin
+    where another task has just been done, among things, as tasks in a row do. Neither that one is recorded, nor the
+    taking of a block where a task begins with one in the hand.
 
     Args:
         config: what to collect, and where to.
@@ -211,20 +216,16 @@ class EpisodeMaker:
 
     def _try(self, job: Job, attempt: int, rng: np.random.Generator) -> Take:
         from ideomotor.envs.play_table_scripts import script
-        from ideomotor.envs.play_table_starts import scene_for
         from ideomotor.envs.play_table_tasks import SENTENCES
         from ideomotor.envs.play_table_walk import Walk
 
         sentences = SENTENCES[job.task]
         take = Take(text=sentences[int(rng.integers(len(sentences)))], attempt=attempt)
-        options = {"scene_obs": scene_for(job.task, rng), "robot_obs": _start(rng)}
-        _, start = self._table.reset(options=options)
+        start = self._begin(job.task, rng)
         state = self._table.state()
         plan = script(job.task, state["robot_obs"], state["scene_obs"])
         if plan.before:
-            walk = Walk(plan.before)
-            while not walk.done:
-                _, _, _, start = self._table.advance(walk.action(self._table.state()["robot_obs"]))
+            start = self._walk(plan.before, start, ())
         noise = self._noise + (float(rng.uniform(0, _SHAKIER)) if self._actionless else 0.0)
         walk, after = Walk(plan.task), 0
         seen, actions = [], []
@@ -237,6 +238,30 @@ class EpisodeMaker:
         take.frames = {name: np.stack([one[name] for one in seen]).transpose(0, 3, 1, 2) for name in SIZES}
         take.actions, take.states = np.stack(actions), np.stack([one["robot_obs"] for one in seen])
         return take
+
+    def _begin(self, task: str, rng: np.random.Generator) -> Any:
+        """Puts everything where the task is to do, half of the time by doing another first; returns what the table
+        tells.
+        """
+        from ideomotor.envs.play_table_scripts import script
+        from ideomotor.envs.play_table_starts import earlier_tasks, scene_for
+
+        scene = scene_for(task, rng)
+        _, info = self._table.reset(options={"scene_obs": scene, "robot_obs": _start(rng)})
+        earlier = earlier_tasks(task, scene)
+        if rng.random() >= _AFTER:
+            return info
+        other, state = earlier[int(rng.integers(len(earlier)))], self._table.state()
+        return self._walk(script(other, state["robot_obs"], state["scene_obs"]).task, info, (other,))
+
+    def _walk(self, waypoints: Sequence[Waypoint], info: Any, tasks: tuple[str, ...]) -> Any:
+        """Walks unseen to the end, or until one of the tasks is done; returns what the table tells then."""
+        from ideomotor.envs.play_table_walk import Walk
+
+        walk, start = Walk(waypoints), info
+        while not walk.done and not self._oracle.completed(start, info, tasks):
+            _, _, _, info = self._table.advance(walk.action(self._table.state()["robot_obs"]))
+        return info
 
 
 def _start(rng: np.random.Generator) -> np.ndarray:
