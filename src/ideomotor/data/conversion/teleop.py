@@ -56,8 +56,8 @@ class Teleop:
     every: int = 5
     """teleop: each how many rows one is kept; 5 makes 10 a second of 50."""
     phases: int = 1
-    """teleop: episodes made of one recording, from its first row on, from its second, and so on; VPP is meant to learn
-    from all 5. They are held out together."""
+    """teleop: episodes made of one recording, from its first row on, from its second, and so on (VPP's release speaks
+    of 5, and makes one). They are held out together."""
     size: int = 256
     """teleop: larger pictures are shrunk until their shorter side has so many pixels; 0 keeps them as recorded."""
     colors: Literal["rgb", "bgr"] = "rgb"
