@@ -2,7 +2,8 @@
 
 import shutil
 from collections import namedtuple
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ideomotor.data.loader import ClipLoader
 from ideomotor.data.mixture import Source
 from ideomotor.data.synthetic import synthetic_dataset
 from ideomotor.data.windows import WindowConfig, WindowIndex
+from ideomotor.types import Frames, Moments
 
 
 def see(frames, sentences):
@@ -40,6 +42,37 @@ def test_features_are_those_of_each_windows_newest_frame(tmp_path: Path):
         found = cache.read([window])
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, wanted, rtol=2**-11, atol=3e-8)
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """Latents that say how bright frames are."""
+
+    frames: Frames
+    vae: str = "v"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.frames.shape[0], 3, 1, 1
+
+    def read(self, indices: Sequence[int]) -> Moments:
+        return Moments(self.frames.read(indices).float().mean((-2, -1), keepdim=True) / 255, None)
+
+
+def test_what_is_seen_may_be_the_latents_of_a_window(tmp_path: Path):
+    dataset = synthetic_dataset(2, 7, 8)
+    episodes = [replace(e, latents={"video": Brightness(e.frames["video"])}, frames={}) for e in dataset.episodes]
+    index = WindowIndex(replace(dataset, episodes=tuple(episodes)), WindowConfig(context=2, horizon=1))
+
+    def told(latents, sentences):
+        assert latents.shape[1:] == (1, 3, 1, 1) and len(latents) == len(sentences)
+        return latents.flatten(2)[:, :, None]
+
+    cache = build(index, tmp_path, told, batch_size=5, latents=True)
+    for window in range(len(index)):
+        number, anchor = index.locate(window)
+        wanted = Brightness(dataset.episodes[number].frames["video"]).read([anchor]).mean.reshape(1, 1, 1, 3)
+        torch.testing.assert_close(cache.read([window]), wanted, rtol=2**-11, atol=3e-8)
 
 
 def test_what_was_bfloat16_comes_back_as_it_was(tmp_path: Path):

@@ -59,6 +59,22 @@ def test_a_cache_holds_what_the_encoder_said(tmp_path: Path, dtype: str):
     cache.verify()
 
 
+@pytest.mark.parametrize("rows", [[5], [4, 2, 9, 2], [], [10, 0]])
+def test_some_frames_of_an_episode_are_those_of_all(tmp_path: Path, rows: list[int]):
+    (latents,) = build(synthetic_dataset(1, 11, 8), tmp_path).latents.values()
+    for some, whole in zip(latents.read(rows), latents.read(range(11)), strict=True):
+        assert some is not None and whole is not None and torch.equal(some, whole[rows])
+
+
+def test_what_is_made_of_latents_is_told_apart_by_how_they_were_made(tmp_path: Path):
+    dataset, names = synthetic_dataset(2, 5, 8), set()
+    for place, spec in ((tmp_path / "a", SPEC), (tmp_path / "b", replace(SPEC, dtype="bfloat16"))):
+        for _ in range(2):
+            build(dataset, place, spec=spec)
+            names.add(with_cached_latents(dataset, place, ["video"], (8, 8), SPEC.vae).fingerprint)
+    assert len(names | {dataset.fingerprint}) == 3
+
+
 def test_datasets_carry_their_latents_through_a_split_to_the_loader(tmp_path: Path):
     dataset = synthetic_dataset(4, 9, 16)
     build(dataset, tmp_path)

@@ -93,13 +93,16 @@ class VPPPolicy(StageOptions, DataOptions):
 
     video_from: Path | None = None
     """OUT of the video stage; left out for a control with eyes of its own (--eyes pixels)."""
+    cache_latents: bool = False
+    """Encode the demonstrations' video once, into the cache (as `prepare` does), and look at those latents in place of
+    video. Data sets that were published as latents alone are looked at so in any case."""
     config: Config = field(default_factory=PRESETS[DEFAULT])
 
     def run(self) -> None:
         """Does it."""
         from ideomotor.systems.vpp_stages import run_policy
 
-        run_policy(self, self.config, self.video_from, self.out, self.seed, self.fresh)
+        run_policy(self, self.config, self.video_from, self.out, self.seed, self.fresh, self.cache_latents)
 
 
 @dataclass(frozen=True, kw_only=True)

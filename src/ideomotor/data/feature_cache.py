@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import Float, Float16, Shaped
 from torch import Tensor
 
 from ideomotor.data.cache import Progress
 from ideomotor.data.draft import Draft, digest, fill_rows, locked, open_array, read_index
+from ideomotor.data.latent_windows import read_latents
 from ideomotor.data.token_cache import windows_key
 from ideomotor.data.windows import WindowIndex
 
 VERSION = 1
-See = Callable[[UInt8[Tensor, "b 1 c h w"], Sequence[str]], Float[Tensor, "b t n d"]]
+See = Callable[[Shaped[Tensor, "b 1 c h w"], Sequence[str]], Float[Tensor, "b t n d"]]
+"""Frames, or means of latents, and their sentences to features."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WAY_OUT = "choose another cache folder, take fewer windows, or train without a cache of features"
 
@@ -71,6 +73,7 @@ class FeatureCache:
         size: tuple[int, int] | None = None,
         batch_size: int = 32,
         progress: Progress | None = None,
+        latents: bool = False,
     ) -> FeatureCache:
         """Returns the features of every window of ``index``, making what is not on disk yet.
 
@@ -85,6 +88,7 @@ class FeatureCache:
             size: height and width, for a dataset that is not cached at the right size.
             batch_size: windows a call.
             progress: called with windows done and to be done.
+            latents: ``see`` is given the latents of those frames in place of the frames.
 
         Raises:
             OSError: the disk has no room; what was made so far is kept for the next try.
@@ -100,13 +104,13 @@ class FeatureCache:
             with locked(final):
                 if not final.exists():
                     names = {"windows": windows_key(index, camera, size), "model": model}
-                    _Filler(index, see, camera, size).fill(Draft(final), batch_size, names, progress)
+                    _Filler(index, see, camera, size, latents).fill(Draft(final), batch_size, names, progress)
         return cls(final)
 
 
 class _Filler:
-    def __init__(self, index: WindowIndex, see: See, camera: str, size: tuple[int, int] | None) -> None:
-        self.index, self.see, self.camera, self.size = index, see, camera, size
+    def __init__(self, index: WindowIndex, see: See, camera: str, size: tuple[int, int] | None, latents: bool) -> None:
+        self.index, self.see, self.camera, self.size, self.latents = index, see, camera, size, latents
         self.dtype = ""
 
     def fill(self, draft: Draft, batch_size: int, names: dict[str, Any], progress: Progress | None) -> None:
@@ -118,13 +122,17 @@ class _Filler:
     @torch.inference_mode()
     def _seen(self, windows: range) -> Float16[np.ndarray, "b t n d"]:
         context, episodes = self.index.config.context, self.index.dataset.episodes
-        frames = self.index.read(windows, self.camera, self.size)[:, context - 1 : context]
-        features = self.see(frames, [episodes[self.index.locate(window)[0]].text for window in windows])
+        if self.latents:
+            shown = read_latents(self.index, windows, self.camera, [0] * len(windows), "mean")
+        else:
+            shown = self.index.read(windows, self.camera, self.size)
+        shown = shown[:, context - 1 : context]
+        features = self.see(shown, [episodes[self.index.locate(window)[0]].text for window in windows])
         self.dtype = str(features.dtype).removeprefix("torch.")
-        if features.ndim != 4 or len(features) != len(frames) or self.dtype not in _DTYPES:
+        if features.ndim != 4 or len(features) != len(shown) or self.dtype not in _DTYPES:
             raise ValueError(
-                f"see made {features.dtype} {tuple(features.shape)} of frames {tuple(frames.shape)}; wanted features "
-                f"({len(frames)}, t, n, d) in {', '.join(_DTYPES)}"
+                f"see made {features.dtype} {tuple(features.shape)} of {tuple(shown.shape)}; wanted features "
+                f"({len(shown)}, t, n, d) in {', '.join(_DTYPES)}"
             )
         half = features.to("cpu", torch.float16)
         if not half.isfinite().all():

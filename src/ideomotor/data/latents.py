@@ -39,8 +39,9 @@ class CachedLatents:
         wrong = [index for index in indices if not 0 <= index < self.shape[0]]
         if wrong:
             raise IndexError(f"latent {wrong[0]} of an episode with {self.shape[0]} frames")
-        file, rows = self.shards.opened(self.shard), torch.as_tensor(list(indices), dtype=torch.long)
-        mean, std = (file.get_tensor(f"{self.number}.{name}")[rows].float() for name in ("mean", "std"))
+        low, high = min(indices, default=0), max(indices, default=0) + 1  # no more of a long episode is read
+        file, rows = self.shards.opened(self.shard), torch.as_tensor(list(indices), dtype=torch.long) - low
+        mean, std = (file.get_slice(f"{self.number}.{name}")[low:high][rows].float() for name in ("mean", "std"))
         return Moments(mean, std)
 
 
@@ -198,7 +199,7 @@ def with_cached_latents(
 ) -> Dataset:
     """Returns the dataset with the latents that were prepared of these cameras; nothing is encoded.
 
-    Episodes that did not decode are left out and join ``quarantined``.
+    Episodes that did not decode are left out and join ``quarantined``. The fingerprint is that of dataset and latents.
 
     Raises:
         FileNotFoundError: they were not prepared.
@@ -211,7 +212,8 @@ def with_cached_latents(
         if all(episode.id in one.latents for one in caches.values())
     )
     lost = tuple(entry for one in caches.values() for entry in one.quarantined)
-    return replace(dataset, episodes=kept, quarantined=dataset.quarantined + lost)
+    made = digest([dataset.fingerprint, [[camera, cache.folder.name] for camera, cache in caches.items()]])
+    return replace(dataset, episodes=kept, quarantined=dataset.quarantined + lost, fingerprint=made)
 
 
 def is_prepared(dataset: Dataset, root: Path, camera: str, size: tuple[int, int], vae: str, fit: Fit = "crop") -> bool:

@@ -185,7 +185,7 @@ class TrainingClips(NamedTuple):
             start=start,
             with_frames=self.with_frames,
             token_cache=self.tokens,
-            latents=self.latents,
+            latents=self.latents if self.features is None else None,
             actions=self.actions,
             rewards=self.rewards,
             feature_cache=self.features,
@@ -204,6 +204,7 @@ def open_sources(
     window: PacedWindow | None = None,
     smooth: bool = True,
     augmented: bool = False,
+    encode: Callable[[Dataset, Sequence[str]], Dataset] | None = None,
 ) -> Sources:
     """Opens, decodes what is not cached yet (with a progress bar), splits by episode, and says what was left out.
 
@@ -216,6 +217,7 @@ def open_sources(
         window: in place of the config's.
         smooth: how frames are scaled; see ``transforms.resize``.
         augmented: frames to learn from are kept larger, for crops of the config's size; those held out are not.
+        encode: in place of decoding: returns a data set with latents of these cameras. It need not have video then.
 
     Raises:
         ValueError: a data set cannot be read, or ``actions`` or ``rewards`` are wanted of one that lacks them.
@@ -233,11 +235,16 @@ def open_sources(
                 f"{path} holds {len(unrewarded)} of {len(dataset.episodes)} episodes without rewards, first "
                 f"{unrewarded[0]!r}: leave them out, or train a world without rewards (--world.no-reward)"
             )
-        cameras = _cameras(dataset, options.cameras[number] if options.cameras else "", config.views)
+        cameras = _cameras(
+            dataset, options.cameras[number] if options.cameras else "", config.views, encode is not None
+        )
         size: int | tuple[int, int] = config.size
         if augmented:
             size = kept_size(*dataset.episodes[0].frames[cameras[0]].shape[2:], config.size)
-        dataset = _cached(dataset, options.cache, size, cameras, smooth)
+        if encode is None:
+            dataset = _cached(dataset, options.cache, size, cameras, smooth)
+        else:
+            dataset = encode(dataset, cameras)
         if actions:
             dataset = learnable(dataset, shape.chunk)
         report_quarantine(dataset)
@@ -268,24 +275,22 @@ def open_sources(
     return Sources(train, validation, noted)
 
 
-def _cameras(dataset: Dataset, named: str, views: int) -> tuple[str, ...]:
+def _cameras(dataset: Dataset, named: str, views: int, latents: bool) -> tuple[str, ...]:
     """The cameras that are looked through: those named, joined by commas, else the data set's first."""
-    if named:
-        cameras = tuple(named.split(","))
-    else:
-        first_camera(dataset)  # refuses a data set without any
-        if not dataset.episodes[0].frames:
-            raise ValueError(
-                f"{dataset.name!r} was published as latents, without video, and this stage looks at video: of all "
-                "stages `ideomotor vpp video` alone can do without"
-            )
-        cameras = tuple(dataset.episodes[0].frames)[:views]
+    first_camera(dataset)  # refuses a data set without any
+    there = dataset.episodes[0].frames or dataset.episodes[0].latents
+    if not (latents or dataset.episodes[0].frames):
+        raise ValueError(
+            f"{dataset.name!r} was published as latents, without video, and this stage looks at video: of all stages "
+            "`ideomotor vpp video` and `vpp policy` alone can do without, the latter with eyes foresight or latents"
+        )
+    cameras = tuple(named.split(",")) if named else tuple(there)[:views]
     if len(cameras) != views or len(set(cameras)) < views:
         raise ValueError(
             f"{views} views are wanted of {dataset.name!r}, and {', '.join(cameras)} were found: name that many of "
-            f"{', '.join(dataset.episodes[0].frames)} by --cameras, joined by commas"
+            f"{', '.join(there)} by --cameras, joined by commas"
         )
-    for episode, camera in [(episode, name) for episode in dataset.episodes for name in cameras]:
+    for episode, camera in [(episode, name) for episode in dataset.episodes for name in cameras if not latents]:
         if camera not in episode.frames:
             raise ValueError(
                 f"episode {episode.id!r} of {dataset.name!r} has no camera {camera!r}; it has "

@@ -233,9 +233,20 @@ class Foreseeing:
 
         Noise that is drawn anew each time is drawn from each sample's own generator, where they are given.
         """
-        views, foresight = self.config.views, self.config.foresight
+        views = self.config.views
         each = rearrange(frames, "b t c (view h) w -> (b view) t c h w", view=views)
         first = rearrange(self.vae.moments(each)[0], "(b view) 1 z h w -> b view z h w", view=views)
+        return self.of_latents(first, sentences, generators)
+
+    @torch.no_grad()
+    def of_latents(
+        self,
+        first: Float[Tensor, "b view z h w"],
+        sentences: Sequence[str],
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Float[Tensor, "b t n d"]:
+        """Returns the same of frames that are latents already, not scaled: ``vae``'s means, or what stands for them."""
+        views, foresight = self.config.views, self.config.foresight
         if self.predictor is None:
             return rearrange(first * self.vae.scale, "b view z h w -> b 1 (view h w) z")
         noise = None
@@ -283,9 +294,12 @@ class ActionDenoising(nn.Module):
         return self.policy.loss(actions, self._looked(clip), goal, state, clip.action_mask)
 
     def _looked(self, clip: Clip) -> Float[Tensor, "b m d"]:
-        """What the policy reads of the clip; features come from the cache where the clip has them."""
+        """What the policy reads of the clip: features from the cache, or of its latents, where the clip has them."""
         if clip.features is not None:
             return self.looking(None, torch.cat([clip.features[name] for name in view_names(self.config.views)], 2))
+        if self.foreseeing is not None and clip.latents is not None:
+            first = torch.stack([clip.latents[name][:, 0] for name in view_names(self.config.views)], 1)
+            return self.looking(None, self.foreseeing.module.foreseeing.of_latents(first, clip.text))
         newest = seen_frames(clip, self.config.views)[:, :1]
         if self.foreseeing is not None:
             return self.looking(newest, self.foreseeing.module.foreseeing(newest, clip.text))

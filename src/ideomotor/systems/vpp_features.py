@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from rich.console import Console
 from torch import Tensor
 
@@ -24,10 +24,13 @@ from ideomotor.training.config import config_to_json
 console = Console(stderr=True, soft_wrap=True)
 
 
-def feature_caches(sources: Sequence[Source], foreseeing: Foreseeing, root: Path) -> list[FeatureCache]:
+def feature_caches(
+    sources: Sequence[Source], foreseeing: Foreseeing, root: Path, latents: bool = False
+) -> list[FeatureCache]:
     """Returns the features of all windows; tells the size of what is not cached yet, and makes it (a bar).
 
-    They are made on a GPU where there is one, and in the precision that stage 2 trains in.
+    They are made on a GPU where there is one, and in the precision that stage 2 trains in; of the data sets' latents,
+    where ``latents``, in place of their video.
 
     Raises:
         OSError: the disk has no room for all that is missing; nothing was made.
@@ -38,7 +41,7 @@ def feature_caches(sources: Sequence[Source], foreseeing: Foreseeing, root: Path
         if part is not None:
             part.to(device).eval()
     bf16 = config.policy_stage.optim.bf16
-    model = _model_key(foreseeing)
+    model = _model_key(foreseeing, latents)
     wanted = [
         (WindowIndex(source.dataset, source.window), camera)
         for source in sources
@@ -46,16 +49,26 @@ def feature_caches(sources: Sequence[Source], foreseeing: Foreseeing, root: Path
     ]
     _tell_size(wanted, model, config, foreseeing, root)
 
-    def see(frames: UInt8[Tensor, "b 1 c h w"], sentences: Sequence[str]) -> Float[Tensor, "b t n d"]:
+    def see(shown: Shaped[Tensor, "b 1 c h w"], sentences: Sequence[str]) -> Float[Tensor, "b t n d"]:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return alone(frames.to(device), sentences)
+            shown = shown.to(device)  # the latents of a frame by itself have the shape of those of a single view
+            return alone.of_latents(shown, sentences) if latents else alone(shown, sentences)
 
     caches = []
     for index, camera in wanted:
         with bar(f"foresee {index.dataset.name} {camera}") as progress:
             batch = 32 if device.type == "cpu" else 64
             caches.append(
-                FeatureCache.build(index, root, see, model=model, camera=camera, batch_size=batch, progress=progress)
+                FeatureCache.build(
+                    index,
+                    root,
+                    see,
+                    model=model,
+                    camera=camera,
+                    batch_size=batch,
+                    progress=progress,
+                    latents=latents,
+                )
             )
     return caches
 
@@ -88,13 +101,13 @@ def _tell_size(
     require_space(root, (windows - begun) * size, f"the cache of features of {windows:,} windows", way_out)
 
 
-def _model_key(foreseeing: Foreseeing) -> str:
+def _model_key(foreseeing: Foreseeing, latents: bool) -> str:
     """A fingerprint of all that decides what the policy sees in a frame."""
     config, vae, predictor = foreseeing.config, foreseeing.vae, foreseeing.predictor
     facts: list[Any] = [config.size, config.policy_stage.optim.bf16, fingerprint(vae, vae.config)]
     if predictor is not None:
         facts += [fingerprint(predictor, predictor.config), config_to_json(config.foresight), _text_key(config.text)]
-    return digest(facts)
+    return digest([*facts, "latents"] if latents else facts)
 
 
 def _text_key(text: str) -> list[Any]:

@@ -1,8 +1,8 @@
-"""Data sets as the latents that stage 1 of VPP learns from."""
+"""Data sets as the latents that VPP learns from: stage 1 always, stage 2 where it is to, or where there is no video."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -62,6 +62,38 @@ def latent_sources(data: DataOptions, config: VPP, vae: Autoencoder, vae_from: P
     return Sources(train, validation, noted)
 
 
+def looks_at_latents(data: DataOptions, config: VPP, asked: bool) -> bool:
+    """Says whether stage 2 looks at latents in place of video: where that is asked, or a data set has no video.
+
+    Raises:
+        ValueError: the policy's eyes see pixels alone.
+    """
+    bare = [path for path in data.data if not open_dataset(path).episodes[0].frames]
+    if config.eyes == "pixels" and (asked or bare):
+        why = "--cache-latents was given" if asked else f"{bare[0]} was published as latents, without video"
+        raise ValueError(
+            f"{why}, and --eyes pixels looks at video alone: "
+            + ("leave it out, or " if asked else "give demonstrations with video, or ")
+            + "take --eyes foresight or latents"
+        )
+    return asked or bool(bare)
+
+
+def as_latents(
+    data: DataOptions, config: VPP, vae: Autoencoder, vae_from: Path
+) -> Callable[[Dataset, Sequence[str]], Dataset]:
+    """Returns what gives a data set latents of its cameras: those it was published with, or those of its video, which
+    are encoded where they are not in the cache yet (a bar).
+    """
+
+    def encode(dataset: Dataset, cameras: Sequence[str]) -> Dataset:
+        if dataset.episodes[0].frames:
+            return _encoded(dataset, cameras, config, vae, vae_from, data.cache)
+        return _published(dataset.path, cameras, config, vae, "--video-from")
+
+    return encode
+
+
 def _encoded(
     dataset: Dataset, cameras: Sequence[str], config: VPP, vae: Autoencoder, vae_from: Path, root: Path
 ) -> Dataset:
@@ -75,9 +107,9 @@ def _encoded(
     return with_cached_latents(dataset, root, cameras, size, name)
 
 
-def _published(path: Path, cameras: Sequence[str], config: VPP, vae: Autoencoder) -> Dataset:
+def _published(path: Path, cameras: Sequence[str], config: VPP, vae: Autoencoder, given: str = "--vae-from") -> Dataset:
     """The data set with the latents it was published with. Which autoencoder made them no file says: it is taken to be
-    the one that is given, where their shape allows it.
+    the one that is ``given``, where their shape allows it.
 
     Raises:
         ValueError: no episode has them, or they are of another shape than that autoencoder makes of such frames.
@@ -90,10 +122,10 @@ def _published(path: Path, cameras: Sequence[str], config: VPP, vae: Autoencoder
         if came != wanted:
             raise ValueError(
                 f"{camera} of episode {episode.id!r} in {path} has latents of shape {came}; this autoencoder makes "
-                f"{wanted} of frames of {config.size} px: give the --vae-from and --size that they were made with"
+                f"{wanted} of frames of {config.size} px: give the {given} and --size that they were made with"
             )
     console.print(
-        f"{dataset.name} has no video: its latents are taken as they were published, for those of --vae-from",
+        f"{dataset.name} has no video: its latents are taken as they were published, for those of {given}",
         markup=False,
     )
     return dataset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,7 +22,7 @@ from ideomotor.systems.autoencoders import Autoencoder, load_vae, vae_fingerprin
 from ideomotor.systems.devices import device_named
 from ideomotor.systems.progress import Tell, bar
 from ideomotor.systems.sources import report_quarantine
-from ideomotor.types import Dataset
+from ideomotor.types import Dataset, Quarantined
 
 _READ = 256  # published latents looked at together
 
@@ -150,19 +150,31 @@ def prepared_dataset(
 def published_dataset(path: Path, cameras: Sequence[str], vae: str) -> Dataset:
     """Returns a data set with the latents it was published with, said to be those of the VAE of that fingerprint.
 
-    Episodes without them are left out.
+    Episodes without them are left out and join ``quarantined``.
 
     Raises:
         ValueError: no episode has them.
     """
     dataset = open_dataset(path)
-    kept = tuple(e for e in dataset.episodes if all(camera in e.latents for camera in cameras))
+    kept, lost = [], []
+    for episode in dataset.episodes:
+        missing = [camera for camera in cameras if camera not in episode.latents]
+        if missing:
+            reason = f"has latents of {_listed(episode.latents)}, and none of {_listed(missing)}"
+            lost.append(Quarantined(path=episode.id, reason=reason))
+        else:
+            kept.append(episode)
     if not kept:
         raise ValueError(
-            f"none of the {len(dataset.episodes)} episodes in {path} has latents of {', '.join(map(repr, cameras))}: "
-            "encode them (ideomotor vpp prepare --vae)"
+            f"none of the {len(lost)} episodes in {path} has latents of {_listed(cameras)}: {lost[0].path} "
+            f"{lost[0].reason}. Encode them (ideomotor vpp prepare --vae), or name others by --cameras"
         )
-    return stated_vae(replace(dataset, episodes=kept), vae)
+    whole = replace(dataset, episodes=tuple(kept), quarantined=(*dataset.quarantined, *lost))
+    return stated_vae(whole, vae)
+
+
+def _listed(cameras: Iterable[str]) -> str:
+    return ", ".join(map(repr, cameras)) or "no camera"
 
 
 def _cameras(dataset: Dataset, named: str, encoded: bool) -> list[str]:

@@ -42,7 +42,7 @@ from ideomotor.systems.stages import (
 from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking
 from ideomotor.systems.vpp_agent import VPPAgent
 from ideomotor.systems.vpp_features import feature_caches
-from ideomotor.systems.vpp_latents import latent_sources
+from ideomotor.systems.vpp_latents import as_latents, latent_sources, looks_at_latents
 from ideomotor.systems.vpp_robot import acting_window, fitted_robot, refuse_other_width
 from ideomotor.systems.vpp_text import goal_encoder, token_encoder
 from ideomotor.systems.vpp_weights import first_weights
@@ -207,8 +207,20 @@ def run_video(
             train_video(config, clips, vae, run, begin_from, recompute, lora)
 
 
-def run_policy(data: DataOptions, config: VPP, video_from: Path | None, out: Path, seed: int, fresh: bool) -> None:
-    """``ideomotor vpp policy``: opens the demonstrations and trains stage 2, unless the run has finished."""
+def run_policy(
+    data: DataOptions,
+    config: VPP,
+    video_from: Path | None,
+    out: Path,
+    seed: int,
+    fresh: bool,
+    cache_latents: bool = False,
+) -> None:
+    """``ideomotor vpp policy``: opens the demonstrations and trains stage 2, unless the run has finished.
+
+    ``cache_latents`` looks at latents of their video, which are made once; what was published as latents alone is
+    looked at so in any case, and all that is learned from beside it.
+    """
     refuse_as_out(out, data, video_from)
     goal_encoder(config)  # before anything is thrown away
     seen = look(data)
@@ -225,15 +237,22 @@ def run_policy(data: DataOptions, config: VPP, video_from: Path | None, out: Pat
         earlier |= {"vae": vae_fingerprint(vae)}
         if predictor is not None:
             earlier |= {"predictor": fingerprint(predictor, predictor.config)}
-    sources = features = robot = None
+    if cache_latents:
+        earlier |= {"looked at": "latents"}
+    sources = features = robot = encode = None
     if to_train(out, fresh):
-        window = acting_window(config)
-        sources = open_sources(replace(data, strides=()), config, config.policy_stage, actions=True, window=window)
+        if looks_at_latents(data, config, cache_latents):
+            assert vae is not None and video_from is not None
+            encode = as_latents(data, config, vae, video_from)
+        sources = open_sources(
+            replace(data, strides=()), config, config.policy_stage,
+            actions=True, window=acting_window(config), encode=encode,
+        )  # fmt: skip
         refuse_other_width(config, sources)
         robot = fitted_robot(config, sources.train)
         if config.cache_features and vae is not None:
             foreseeing = Foreseeing(config, vae, predictor, token_encoder(config))
-            features = feature_caches(sources.train, foreseeing, data.cache)
+            features = feature_caches(sources.train, foreseeing, data.cache, encode is not None)
     with open_run(out, config, seed, fresh, data, earlier) as run:
         if sources is not None:
             sources.note(out)
@@ -241,8 +260,9 @@ def run_policy(data: DataOptions, config: VPP, video_from: Path | None, out: Pat
                 if part is not None:
                     part.to(run.device).eval()
             clips = TrainingClips(
-                sources.train, sources.validation, with_frames=features is None, actions=True, features=features
-            )
+                sources.train, sources.validation, actions=True, features=features,
+                with_frames=features is None and encode is None, latents=None if encode is None else "mean",
+            )  # fmt: skip
             train_policy(config, clips, vae, predictor, run, robot)
 
 
