@@ -7,6 +7,7 @@ import types
 import typing
 import zlib
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,15 @@ def layouts(shared: Path) -> dict:
     return json.loads((shared / "golden" / "vpp" / "checkpoint_layouts_policy.json").read_text())
 
 
-def made_up(layouts: dict, name: str) -> dict[str, Tensor]:
+def made_up(
+    layouts: dict, name: str, small: Mapping[int, int] = SMALL, small_text: Mapping[int, int] = SMALL_TEXT
+) -> dict[str, Tensor]:
     """The policy's names, with a text tower of one layer and all widths small."""
     state = {}
     for key, shape, _ in layouts[name]["tensors"]:
         if any(f"{stack}.{layer}." in key for stack in ("resblocks", "encoder.layers") for layer in range(1, 12)):
             continue
-        sizes = SMALL_TEXT if key.startswith(("language_goal", "TVP", "text_")) else SMALL
+        sizes = small_text if key.startswith(("language_goal", "TVP", "text_")) else small
         generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
         state[key] = 0.1 * torch.randn([sizes.get(size, size) for size in shape], generator=generator)
     return state
@@ -143,3 +146,12 @@ def test_code_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
         with pytest.raises(ValueError, match=r"not loaded|not a checkpoint"):
             import_vpp(tmp_path / name, tmp_path / "out")
     assert "never run" not in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+def test_another_kind_of_file_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(b"\x00\x00\x00\x20ftypisom" + bytes(100))
+    save_file({"a": torch.ones(2)}, tmp_path / "misnamed.pt")
+    for name in ("film.mp4", "misnamed.pt"):
+        with pytest.raises(ValueError, match=rf"{name} is no checkpoint of torch or safetensors"):
+            import_vpp(tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -54,18 +54,52 @@ class ImportIVideoGPT:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportVPP:
-    """Turns a published VPP policy (CALVIN or bimanual) into folders of this library, number for number."""
+    """Turns a published VPP policy, with its video model, into a folder to evaluate, serve and imagine with.
+
+    A policy's checkpoint and --video give a whole stage 2. A video model alone (the folder in the checkpoint's place)
+    gives a stage 1. A checkpoint without --video gives its parts, number for number.
+    """
 
     source: tyro.conf.Positional[Path]
-    """The file: a checkpoint of torch, whose tensors alone are read (nothing in it is run), or safetensors."""
+    """A policy's file: a checkpoint of torch, whose tensors alone are read (nothing in it is run), or safetensors. Or
+    the folder of a video model: svd-robot, or SVD itself."""
     out: Path
-    """Folder to write: former, policy, the text towers the file holds, and import.json with what was left out."""
+    """Folder to write: vpp.json and the models of the stage, or the parts former and policy; and the text towers, and
+    import.json with what was left out."""
+    video: Path | None = None
+    """The diffusers folder (unet, vae) of the video model that the policy was trained with, such as
+    svd-robot-calvin."""
+    text: Path | None = None
+    """Folder of CLIP ViT-B/32 in the transformers layout: the tokenizer, which no checkpoint holds, and the text tower
+    of a video model alone. It is copied into OUT."""
+    size: int = 256
+    """Pixels a side of the frames that the video model was trained on; 256 is published."""
+    positions: bool = False
+    """The video model was trained with positions added to the words: svd-robot was, that of CALVIN was not, and SVD
+    knows no words. Two-arm policies always add them."""
+    preset: Literal["published", "svd"] = "published"
+    """Of a video model alone: published (other time ids in use than in training), or svd (the same in both); later
+    stages then take the same preset."""
+    scales: Path | None = None
+    """Of a two-arm policy: JSON file with its percentiles, the lists state_01, state_99, action_01 and action_99."""
+    bf16: bool = False
+    """The policy acts in bfloat16: faster, and features differ by about one in a hundred."""
 
     def run(self) -> None:
         """Does it."""
         from ideomotor.systems.vpp_import import import_vpp
+        from ideomotor.systems.vpp_joining import Joining
 
-        _say(import_vpp(self.source, self.out))
+        joining = Joining(
+            video=self.video,
+            text=self.text,
+            size=self.size,
+            positions=self.positions,
+            preset=self.preset,
+            scales=self.scales,
+            bf16=self.bf16,
+        )
+        _say(import_vpp(self.source, self.out, joining))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ _GOAL_TEXT, _ORIGINAL_TEXT = "text_encoder.", "language_goal.clip_rn50."
 _VIDEO_TEXT = "TVP_encoder.text_encoder."
 _UNUSED = (f"{_ORIGINAL_TEXT}visual.", f"{_ORIGINAL_TEXT}logit_scale")
 _CONSTANT = "embeddings.position_ids"  # older transformers kept 0..76 among the weights
-_HEADS = 8  # no weight tells it; typed in the published code
+HEADS = 8  # no weight tells it; typed in the published code
 
 _READ = {
     "norm_tokens.weight": ("norm_media.weight",),
@@ -112,7 +112,7 @@ def split_checkpoint(state: State) -> Parts:
     return Parts(parts[FORMER], parts[POLICY], goal_text, parts[_VIDEO_TEXT], bool(original), tuple(left_out))
 
 
-def former_config(state: State, heads: int = _HEADS) -> dict[str, Any]:
+def former_config(state: State, heads: int = HEADS) -> dict[str, Any]:
     """Returns the fields of VideoFormerConfig.
 
     Args:
@@ -148,7 +148,7 @@ def former_from_published(state: State) -> dict[str, Tensor]:
     return _renamed(state, dict(_former_names(state)), "a Video Former")
 
 
-def policy_config(state: State, tokens: int, heads: int = _HEADS) -> dict[str, Any]:
+def policy_config(state: State, tokens: int, heads: int = HEADS) -> dict[str, Any]:
     """Returns the fields of EDMTransformerConfig, with those of EncoderDecoderConfig as a dict under ``trunk``.
 
     Args:

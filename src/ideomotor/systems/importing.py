@@ -26,9 +26,12 @@ from ideomotor.training.learner import check_tensors
 Model = TypeVar("Model", bound=nn.Module)
 _PLACES = (
     "tokenizer",
+    "vae",
     "predictor",
     "bins",
     "former",
+    "looking",
+    "robot",
     "policy",
     "goal_text",
     "video_text",
@@ -42,6 +45,7 @@ _SETTINGS = ("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig
              "omegaconf.base.ContainerMetadata", *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String",
              "Integer", "Float", "Boolean", "Bytes", "Path")), "typing.Any", "collections.defaultdict",
              *(f"builtins.{kind}" for kind in ("dict", "list", "str", "int", "float", "bool")))  # fmt: skip
+_BEGINNINGS = (b"PK", b"\x80")  # of a zip, and of a pickle as torch wrote before
 # What torch's restricted reader was seen to raise on bytes that were tampered with.
 _DAMAGED = (RuntimeError, EOFError, LookupError, AssertionError, AttributeError, TypeError, ValueError, ArithmeticError,
             struct.error, zipfile.BadZipFile)  # fmt: skip
@@ -82,6 +86,13 @@ def read_checkpoint(source: Path) -> Mapping[str, Any]:
             return load_file(source)
         except SafetensorError as error:
             raise ValueError(f"{source} is not a safetensors file ({error}): it was damaged or misnamed") from error
+    with source.open("rb") as file:
+        began = file.read(4)
+    if not began.startswith(_BEGINNINGS):
+        raise ValueError(
+            f"{source} is no checkpoint of torch or safetensors: it begins with {began!r}, which neither does. It is "
+            "another kind of file, or was misnamed (safetensors are known by their ending)"
+        )
     try:
         inert = [(_Inert, name) for name in _SETTINGS]
         with torch.serialization.safe_globals([Namespace, *inert]):  # plain values, as releases keep their arguments in

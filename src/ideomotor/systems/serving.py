@@ -298,7 +298,7 @@ def _nothing(folder: Path, how: Serving) -> str:
     if (folder / IMPORT_FILE).is_file() and (folder / "former").is_dir():
         return (
             f"{folder} holds the action head of a published VPP, which reads a video model that no checkpoint of it "
-            "holds: serve a policy of `ideomotor vpp policy`"
+            "holds: serve a policy of `ideomotor vpp policy`, or import it again with --video"
         )
     wanted = "policy or world" if how.part is None else how.part
     stages = {"policy": "`vpdd finetune`, `vpp policy`, `ivideogpt dream`, `import vpdd`"}

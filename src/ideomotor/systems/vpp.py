@@ -76,7 +76,8 @@ class VPP:
         ensemble: decay with which overlapping chunks are averaged (``TemporalEnsemble``); None for the newest alone.
         shift: pixels by which frames are moved at random while a policy with eyes of its own learns.
         text: "sentence" (the packaged MiniLM, one vector a sentence), "hashed" (no weights; for tests), or a folder
-            with CLIP in the transformers layout (20 tokens for the video model, the pooled vector for the policy).
+            with CLIP in the transformers layout (20 tokens for the video model, the pooled vector for the policy). Of
+            an import "own": the towers in its folder.
         eyes: what the policy looks with; see ``Eyes``.
         foresight: what is read of the video model.
         vae: sizes of the autoencoder, or of a map of patches that needs no training.

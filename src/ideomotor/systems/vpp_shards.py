@@ -13,6 +13,7 @@ from ideomotor.systems.shards import LIMIT, MANIFEST, Classes, read_shards, writ
 from ideomotor.systems.stages import VPP_FILE
 from ideomotor.systems.vpp import VPP, Looking
 from ideomotor.systems.vpp_stages import load_models
+from ideomotor.systems.vpp_text import OWN
 from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
 from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig
 from ideomotor.training.checkpoint import read_json, write_json
@@ -40,6 +41,8 @@ def pack(folder: Path, out: Path, limit: int = LIMIT) -> list[Path]:
     """
     config, *models = load_models(folder)
     named = {name: model for name, model in zip(_CLASSES, models, strict=True) if model is not None}
+    if config.text == OWN:
+        raise ValueError(f"{folder} is an import, whose text towers are no part of its models: copy the folder itself")
     if "policy" not in named:
         raise ValueError(f"{folder} holds no policy: give the --out folder of `ideomotor vpp policy`")
     return write_shards(named, folder, out, {"how": _HOW, "vpp": config_to_json(config)}, limit)

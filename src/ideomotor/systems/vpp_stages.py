@@ -317,7 +317,7 @@ def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPPAgent:
     if config.eyes != "pixels":
         if models.vae is None or (config.eyes == "foresight" and models.predictor is None):
             raise ValueError(f"{folder} lacks what its policy looks with (vae, predictor): train it again with --fresh")
-        foreseeing = Foreseeing(config, models.vae, models.predictor, token_encoder(config))
+        foreseeing = Foreseeing(config, models.vae, models.predictor, token_encoder(config, folder))
     if config.robot and models.robot is None:
         raise ValueError(f"{folder} lacks the scales of its robot (robot): train it again with --fresh")
-    return VPPAgent(config, models.looking, models.policy, foreseeing, goal_encoder(config), models.robot)
+    return VPPAgent(config, models.looking, models.policy, foreseeing, goal_encoder(config, folder), models.robot)

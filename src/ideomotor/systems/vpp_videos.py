@@ -35,7 +35,7 @@ class VideoModel:
         models = load_models(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if models.vae is None or models.predictor is None:
             raise ValueError(f"{folder} holds no video model: give the --out folder of `ideomotor vpp video`")
-        return cls(models.config, models.vae, models.predictor, token_encoder(models.config))
+        return cls(models.config, models.vae, models.predictor, token_encoder(models.config, folder))
 
     def noise(self, *words: str | int, frames: int | None = None) -> Float[Tensor, "t z h w"]:
         """Returns noise of a film, a pure function of ``words``, so that no film depends on those beside it."""
