@@ -29,6 +29,7 @@ from ideomotor.systems.serving import open_backend
 from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.stages import read_config
 from ideomotor.systems.vpp import VPP
+from ideomotor.systems.vpp_joining import layers_of
 from ideomotor.systems.vpp_presets import tiny
 from ideomotor.systems.vpp_shards import pack
 from ideomotor.systems.vpp_stages import load_agent, load_models, run_policy
@@ -198,9 +199,9 @@ def test_two_arms_need_their_scales(shared: Path, files: Path, tmp_path: Path, c
         ({"state_01": ["a"]}, "no list of 38 numbers 'state_01'"),
     ):
         scales.write_text(json.dumps({name: list(values) for name, values in {**tables, **wrong}.items()}))
-        assert imported(files, "bimanual_policy.pt", out, "--scales", scales) == 1
+        assert imported(files, "bimanual_policy.pt", out, "--scales", scales) == 2
         assert re.search(told, said(capsys))
-    assert imported(files, "bimanual_policy.pt", out) == 1
+    assert imported(files, "bimanual_policy.pt", out) == 2
     assert "percentiles, which its checkpoint does not hold. Give --scales" in said(capsys)
     assert not out.exists()
     scales.write_text(json.dumps({name: list(values) for name, values in tables.items()}))
@@ -233,6 +234,14 @@ def test_a_video_model_alone_foretells(alone: Path, files: Path) -> None:
     torch.testing.assert_close(told[0, : len(ids)], tower(torch.tensor([ids])).last_hidden_state[0])
     futures = model.foretell(seen(1).frames["main"][:, 0], [SENTENCE], model.noise(0)[None], steps=1, guidance=1)
     assert futures.shape == (1, 15, 3, 64, 64)
+
+
+def test_the_published_sizes_tell_what_is_read() -> None:
+    assert layers_of(2560, SVDUNetConfig()) == (0, 1) and layers_of(1280, SVDUNetConfig()) == (1,)
+    with pytest.raises(
+        ValueError, match="width 640; up-blocks 0 and 1 of the video model give 2560, and block 1 alone"
+    ):
+        layers_of(640, SVDUNetConfig())
 
 
 def test_time_ids_and_positions_are_as_asked_for(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -293,7 +302,7 @@ def test_what_does_not_fit_leaves_nothing(files: Path, tmp_path: Path, capsys: p
         ((files / "films/a.mp4", *clip), "give --video too"),
     ]
     for words, told in cases:
-        assert ideomotor("import", "vpp", *words, "--out", tmp_path / "out") == 1
+        assert ideomotor("import", "vpp", *words, "--out", tmp_path / "out") == 2
         assert told in said(capsys)
     assert not list(tmp_path.glob("*out*"))
 
@@ -305,14 +314,14 @@ def test_a_video_model_of_another_release_is_refused(
     unet = SVDUNetConfig(widths=(32, 32, 64, 64), heads=(1, 1, 1, 1), layers=1, text_width=32, time_width=8)
     svd_unet(unet).save_pretrained(tmp_path / "other/unet")
     shutil.copytree(files / "svd/vae", tmp_path / "other/vae")
-    assert imported(files, "calvin_policy.pt", tmp_path / "out", "--scales", tmp_path / "s.json") == 1
+    assert imported(files, "calvin_policy.pt", tmp_path / "out", "--scales", tmp_path / "s.json") == 2
     assert "--scales are of a two-arm policy" in said(capsys)
     words = ("--text", files / "clip", "--size", 64, "--video", tmp_path / "other", "--out", tmp_path / "out")
-    assert ideomotor("import", "vpp", files / "calvin_policy.pt", *words) == 1
+    assert ideomotor("import", "vpp", files / "calvin_policy.pt", *words) == 2
     assert "reads features of width 64; up-blocks 0 and 1 of the video model give 128" in said(capsys)
-    assert imported(files, "calvin_policy.pt", tmp_path / "out", "--preset", "svd") == 1
+    assert imported(files, "calvin_policy.pt", tmp_path / "out", "--preset", "svd") == 2
     assert "leave it out" in said(capsys)
     assert not list(tmp_path.glob("*out*"))
     before = (calvin / "vpp.json").read_bytes()
-    assert ideomotor("import", "vpp", files / "films/a.mp4", "--out", calvin) == 1
+    assert ideomotor("import", "vpp", files / "films/a.mp4", "--out", calvin) == 2
     assert "no checkpoint" in said(capsys) and (calvin / "vpp.json").read_bytes() == before

@@ -49,6 +49,8 @@ def system_configs(arguments: list[str]) -> SystemConfigs:
         return configs._replace(world=preset(name, WORLD_PRESETS), dream=preset(name, DREAMS))
     if arguments[:1] == ["vpp"]:
         return configs._replace(vpp=preset(named_preset(arguments, "cpu"), VPP_PRESETS))
+    if arguments[:1] == ["import"]:  # its own --preset names one of VPP's and is no default of other options
+        return configs
     known = ALL_PRESETS if arguments[:1] == ["vpdd"] else PRESETS
     return configs._replace(vpdd=preset(named_preset(arguments, "fast"), known))
 
