@@ -236,7 +236,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "nothing.pt")
     for name, content in (("a.pt", b""), ("b.pt", b"hello"), ("c.safetensors", b"hello"), ("d.pt", b"PK\x03\x04no")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=r"damaged or misnamed|more than tensors"):
+        with pytest.raises(ValueError, match="damaged or misnamed"):
             read_checkpoint(tmp_path / name)
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list; wanted a checkpoint's mapping"):

@@ -62,6 +62,7 @@ def clip_tokens(folder: str | Path, tokens: int = 20) -> ClipTokens:
         raise ValueError(
             f"{folder} holds no CLIP model (config.json): give a transformers model folder on this machine"
         )
+    transformers.utils.logging.disable_progress_bar()  # a bar for a second of loading would break a stage's own
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     model = transformers.CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True)
     return ClipTokens(tokenizer, model, tokenizer.eos_token_id, tokens)

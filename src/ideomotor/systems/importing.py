@@ -90,8 +90,8 @@ def read_checkpoint(source: Path) -> Mapping[str, Any]:
         began = file.read(4)
     if not began.startswith(_BEGINNINGS):
         raise ValueError(
-            f"{source} is no checkpoint of torch or safetensors: it begins with {began!r}, which neither does. It is "
-            "another kind of file, or was misnamed (safetensors are known by their ending)"
+            f"{source} is no checkpoint of torch, nor named .safetensors (it begins with {began!r}): it is another "
+            "kind of file, was damaged or misnamed"
         )
     try:
         inert = [(_Inert, name) for name in _SETTINGS]

@@ -106,11 +106,14 @@ def _import_joined(models: PublishedPolicy, out: Path, joining: Joining, facts: 
     assert joining.video is not None
     assert whole.policy is not None
     video, kept = joining.video.resolve().name, whole.policy.state_dict()
-    left_out = (*models.left_out, *(f"policy.{name}" for name in models.policy.state_dict() if name not in kept))
+    unused = [name for name in models.policy.state_dict() if name not in kept]
+    left_out = [*models.left_out, *(f"policy.{name}" for name in unused)]
     with importing(out) as draft:
         write_whole(whole, draft, {"imported": f"{facts['source']}, {video}", "sha256": facts["sha256"]})
-        write_json(draft / IMPORT_FILE, {**facts, "video": video, "left_out": list(left_out)})
-    return [*_lines(whole, out), _acting(whole.policy), *_left_out(left_out, out)]
+        write_json(draft / IMPORT_FILE, {**facts, "video": video, "left_out": left_out})
+    parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in unused))
+    told = [f"  of the policy what its release never uses: {parts}"] if unused else []
+    return [*_lines(whole, out), _acting(whole.policy), *_left_out(models.left_out, out), *told]
 
 
 def _lines(whole: Whole, out: Path) -> list[str]:

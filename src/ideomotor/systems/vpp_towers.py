@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def read_tower(clip: Path) -> Tower:
         raise ValueError(f"{clip} holds no CLIP (config.json): give a transformers model folder on this machine")
     try:
         model = transformers.CLIPTextModelWithProjection.from_pretrained(clip, local_files_only=True)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"the text tower of CLIP in {clip} cannot be read ({error}): copy the folder anew") from error
     return Tower(model.state_dict(), json.loads(model.config.to_json_string(use_diff=False)))
 
