@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from ideomotor.training.config import config_from_json, config_to_json, differences
+from ideomotor.training.config import LATER, config_from_json, config_to_json, differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +100,20 @@ def test_differences_are_named_by_path() -> None:
     assert differences(old, new) == ["grid.size: [8, 8] -> [8, 4]", "lr: 1.0 -> 2.0"]
     assert differences({"a": 1}, {"b": 2}) == ["a: 1 -> '(absent)'", "b: '(absent)' -> 2"]
     assert differences(old, old) == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    lr: float = 1.0
+    halved: bool = field(default=False, metadata=LATER)
+
+
+def test_a_later_field_at_its_default_is_what_files_of_before_say() -> None:
+    before = {"lr": 2.0}
+    assert config_to_json(Grown(lr=2.0)) == before and config_from_json(Grown, before) == Grown(lr=2.0)
+    after = config_to_json(Grown(halved=True))
+    assert after == {"lr": 1.0, "halved": True} and config_from_json(Grown, after) == Grown(halved=True)
+    with pytest.raises(ValueError, match="missing 'lr'"):
+        config_from_json(Grown, {"halved": True})
+    with pytest.raises(ValueError, match=r"config\.halved is 1; wanted bool"):
+        config_from_json(Grown, before | {"halved": 1})

@@ -9,21 +9,31 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
+LATER: Mapping[str, bool] = types.MappingProxyType({"later": True})
+"""``metadata`` of a field that its dataclass was given after files had been written without it. Its default means what
+was done before: that is left out of what is written, and filled in where it is read, so older runs go on."""
 
 
 def config_to_json(config: Any, where: str = "config") -> dict[str, Any]:
     """Returns the fields of a dataclass as JSON values: nested dataclasses become objects, tuples lists, paths strings.
+
+    A ``LATER`` field that is at its default is left out.
 
     Raises:
         TypeError: ``config`` is no dataclass, or a field holds what JSON cannot (the message names the field).
     """
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"{where} is a {type(config).__name__}; wanted an instance of a dataclass")
-    return {f.name: _encode(getattr(config, f.name), f"{where}.{f.name}") for f in dataclasses.fields(config) if f.init}
+    written = [
+        f for f in dataclasses.fields(config) if f.init and not (_is_later(f) and getattr(config, f.name) == f.default)
+    ]
+    return {f.name: _encode(getattr(config, f.name), f"{where}.{f.name}") for f in written}
 
 
 def config_from_json(cls: type[Config], data: Mapping[str, Any], where: str = "config") -> Config:
-    """Returns the dataclass that ``config_to_json`` turned into ``data``. Nothing is filled in from defaults.
+    """Returns the dataclass that ``config_to_json`` turned into ``data``.
+
+    Nothing is filled in from defaults but those of ``LATER`` fields.
 
     Raises:
         ValueError: a key is unknown or missing, or a value is not of its field's type; the message names it.
@@ -32,8 +42,9 @@ def config_from_json(cls: type[Config], data: Mapping[str, Any], where: str = "c
         raise TypeError(f"{cls!r} is not a dataclass; wanted the class of {where}")
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} holds {data!r}; wanted the fields of {cls.__name__}")
-    names = [f.name for f in dataclasses.fields(cls) if f.init]
-    unknown, missing = sorted(set(data) - set(names)), [name for name in names if name not in data]
+    wanted = [f for f in dataclasses.fields(cls) if f.init]
+    unknown = sorted(set(data) - {f.name for f in wanted})
+    missing = [f.name for f in wanted if f.name not in data and not _is_later(f)]
     if unknown or missing:
         parts = [f"unknown {', '.join(map(repr, unknown))}"] if unknown else []
         parts += [f"missing {', '.join(map(repr, missing))}"] if missing else []
@@ -42,7 +53,7 @@ def config_from_json(cls: type[Config], data: Mapping[str, Any], where: str = "c
             "use the version of ideomotor that wrote it, or train again"
         )
     hints = get_type_hints(cls)
-    return cast(Config, cls(**{name: _decode(hints[name], data[name], f"{where}.{name}") for name in names}))
+    return cast(Config, cls(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()}))
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -54,6 +65,10 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
             lines += differences(old.get(key, "(absent)"), new.get(key, "(absent)"), path)
         return lines
     return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
+
+
+def _is_later(field: dataclasses.Field[Any]) -> bool:
+    return bool(field.metadata.get("later"))
 
 
 def _encode(value: Any, where: str) -> Any:
