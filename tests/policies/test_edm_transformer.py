@@ -175,8 +175,9 @@ def test_noise_levels_stay_in_their_range(density: str) -> None:
     assert sigma.min() == pytest.approx(0.1, rel=1e-4) and sigma.max() == pytest.approx(3.0, rel=1e-4)
 
 
-def test_the_loss_is_fp32_under_bf16() -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loss_is_fp32_under_autocast(dtype: torch.dtype) -> None:
+    with torch.autocast("cpu", dtype=dtype):
         losses = policy().loss(torch.randn(8, 4, 3), **batch())
     assert losses.total.dtype == torch.float32 and losses.total.isfinite()
 

@@ -194,6 +194,22 @@ def test_cached_features_train_the_same_policy(home: Path, tmp_path: Path, more:
         assert apart.mean() < 1e-4 and (apart > 1e-3).float().mean() < 0.02, (apart.max(), apart.mean())
 
 
+def test_both_stages_train_in_fp16(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--policy-stage.optim.fp16", "--cache-features")
+    assert stage(home, "video", tmp_path / "video", "--video-stage.optim.fp16") == 0
+    assert stage(home, "policy", tmp_path / "policy", "--video-from", tmp_path / "video", *words) == 0
+    actions = load_agent(tmp_path / "policy").act(seen())
+    assert actions.shape == (2, 4, 2) and actions.isfinite().all()
+    for name in ("video", "policy"):
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert all(row[key] > 0 for row in rows for key in row if key.endswith(("loss_scale", "/loss")))
+        assert sum(key.endswith("loss_scale") for row in rows for key in row) == len(rows) > 0
+        assert "fp16" not in (home / name / "vpp.json").read_text()  # earlier versions read what does not use it
+    capsys.readouterr()
+    assert stage(home, "video", tmp_path / "both", "--video-stage.optim.fp16", "--video-stage.optim.bf16") == 2
+    assert "bf16 and fp16 are both on" in said(capsys) and not (tmp_path / "both").exists()
+
+
 def test_features_that_cannot_be_made_once_or_have_no_room_are_refused(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,7 +62,7 @@ def train(folder: Path, accumulate: int = 1, **settings) -> None:
         run.fit(clips, learner, steps=STEPS)
 
 
-def launch(folder: Path, world_size: int, *arguments: str) -> list[subprocess.CompletedProcess]:
+def launch(folder: Path, world_size: int, *arguments: str, script: str = __file__) -> list[subprocess.CompletedProcess]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -77,7 +77,7 @@ def launch(folder: Path, world_size: int, *arguments: str) -> list[subprocess.Co
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "lo",
         }
-        command = [sys.executable, __file__, str(folder), *arguments]
+        command = [sys.executable, script, str(folder), *arguments]
         children.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     done = []
     for child in children:

@@ -112,7 +112,7 @@ class DrQv2:
     def _beside(self, seen: Seen, shown: Transitions, draw: int) -> Seen:
         """Returns what was seen with what is made of the demonstrations."""
         moved = shifted(shown, self.config.shift, seed_of(self.seed, "shift", "shown", draw))
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.optim.bf16):
+        with self.config.optim.autocast(self.device):
             features = self.network.encoder(moved.frames.to(self.device))
         return replace(seen, shown=features, done=moved.actions.to(self.device))
 

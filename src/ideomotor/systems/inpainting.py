@@ -156,7 +156,7 @@ def _foretelling(agent: VPDDAgent) -> tuple[VQVAE3D, DiscreteDiffusionPredictor]
 
 
 def _precision(agent: VPDDAgent) -> torch.autocast:
-    return torch.autocast(_device(agent).type, torch.bfloat16, enabled=agent.config.finetune_stage.optim.bf16)
+    return agent.config.finetune_stage.optim.autocast(_device(agent))
 
 
 def _device(agent: VPDDAgent) -> torch.device:

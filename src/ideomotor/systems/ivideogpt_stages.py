@@ -234,7 +234,7 @@ def with_tokens(sources: Sources, tokenizer: ContextVQGAN, config: IVideoGPT, ca
         fingerprint(tokenizer, tokenizer.config),
         max(tokenizer.context_codes, tokenizer.dynamics_codes),
         next(tokenizer.parameters()).device,
-        config.tokenizer_stage.optim.bf16,
+        config.tokenizer_stage.optim,
         whole=True,
     )
     acting = config.world.action_width > 0

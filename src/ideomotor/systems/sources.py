@@ -32,6 +32,7 @@ from ideomotor.systems.vpdd_published_config import PublishedVPDD
 from ideomotor.tokenizers.axial_vqvae import AxialVQVAE
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.training.checkpoint import fingerprint, read_json, write_json
+from ideomotor.training.optim import OptimConfig
 from ideomotor.training.run import Run
 from ideomotor.types import DOMAINS, Clip, Dataset, domain_id
 
@@ -329,10 +330,9 @@ def tokenized(
 ) -> TrainingClips:
     """Returns the sources with the tokens of all windows to learn from; see ``token_caches``."""
     tokenizer.eval()
-    bf16 = config.tokenizer_stage.optim.bf16
     device = next(tokenizer.parameters()).device
     name = fingerprint(tokenizer, tokenizer.config)
-    caches = token_caches(sources, tokenizer.encode, root, name, tokenizer.vocab, device, bf16)
+    caches = token_caches(sources, tokenizer.encode, root, name, tokenizer.vocab, device, config.tokenizer_stage.optim)
     return TrainingClips(sources, validation, caches, with_frames, actions)
 
 
@@ -343,7 +343,7 @@ def token_caches(
     name: str,
     vocab: int,
     device: torch.device,
-    bf16: bool,
+    optim: OptimConfig,
     whole: bool = False,
 ) -> list[TokenCache]:
     """Returns the tokens of all windows of the sources; what is not cached yet is encoded (a bar).
@@ -352,7 +352,7 @@ def token_caches(
     """
 
     def encoded(frames: UInt8[Tensor, "b t c h w"]) -> Int[Tensor, "b latent n"]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with optim.autocast(device):
             return encode(frames.to(device))
 
     caches = []
@@ -363,7 +363,7 @@ def token_caches(
                     WindowIndex(source.dataset, source.window),
                     root,
                     encoded,
-                    tokenizer=name + "-bf16" * bf16,
+                    tokenizer=name if optim.precision == "fp32" else f"{name}-{optim.precision}",
                     vocab=vocab,
                     camera=camera,
                     batch_size=64 if device.type == "cpu" else 512,

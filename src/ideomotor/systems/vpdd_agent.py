@@ -74,7 +74,7 @@ class VPDDAgent:
         refuse_odd_context(context, self.config)
         device = next(self.policy.parameters()).device
         context = context.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.finetune_stage.optim.bf16):
+        with self.config.finetune_stage.optim.autocast(device):
             text = self.text(context.text).to(device)
             return self.policy.sample(
                 seen_frames(context, self.config.views),

@@ -52,7 +52,7 @@ def imagine(
     tokenizer.eval(), predictor.eval()
     latents = predictor.config.context_latents
     device = next(predictor.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.pretrain_stage.optim.bf16):
+    with config.pretrain_stage.optim.autocast(device):
         views = predictor.config.views
         tokens = encode(tokenizer, frames[:, -latents * tokenizer.frames_per_latent :].to(device), views)
         text = text.to(device)

@@ -63,7 +63,7 @@ class VPPAgent:
         refuse_other_context(context.frames, self.config.window)
         device = next(self.policy.parameters()).device
         context, config = context.to(device), self.policy.config
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.policy_stage.optim.bf16):
+        with self.config.policy_stage.optim.autocast(device):
             newest = seen_frames(context, self.config.views)[:, -1:]
             features = None if self.foreseeing is None else self.foreseeing(newest, context.text, generators)
             # The same noise for every sample: what one gets depends neither on its neighbours nor on the calls before.

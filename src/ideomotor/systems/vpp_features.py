@@ -40,7 +40,6 @@ def feature_caches(
     for part in (foreseeing.vae, foreseeing.predictor):
         if part is not None:
             part.to(device).eval()
-    bf16 = config.policy_stage.optim.bf16
     model = _model_key(foreseeing, latents)
     wanted = [
         (WindowIndex(source.dataset, source.window), camera)
@@ -50,7 +49,7 @@ def feature_caches(
     _tell_size(wanted, model, config, foreseeing, root)
 
     def see(shown: Shaped[Tensor, "b 1 c h w"], sentences: Sequence[str]) -> Float[Tensor, "b t n d"]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with config.policy_stage.optim.autocast(device):
             shown = shown.to(device)  # the latents of a frame by itself have the shape of those of a single view
             return alone.of_latents(shown, sentences) if latents else alone(shown, sentences)
 
@@ -104,7 +103,8 @@ def _tell_size(
 def _model_key(foreseeing: Foreseeing, latents: bool) -> str:
     """A fingerprint of all that decides what the policy sees in a frame."""
     config, vae, predictor = foreseeing.config, foreseeing.vae, foreseeing.predictor
-    facts: list[Any] = [config.size, config.policy_stage.optim.bf16, fingerprint(vae, vae.config)]
+    optim = config.policy_stage.optim
+    facts: list[Any] = [config.size, "fp16" if optim.fp16 else optim.bf16, fingerprint(vae, vae.config)]
     if predictor is not None:
         facts += [fingerprint(predictor, predictor.config), config_to_json(config.foresight), _text_key(config.text)]
     return digest([*facts, "latents"] if latents else facts)

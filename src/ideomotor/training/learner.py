@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ideomotor.training.config import config_to_json
+from ideomotor.training.loss_scale import MOST_SKIPPED, LossScale
 from ideomotor.training.optim import OptimConfig, WeightAverage, build_optimizer, learning_rate
 from ideomotor.training.processes import Processes
 from ideomotor.types import Batch, Borrowed, Losses
@@ -63,6 +64,7 @@ class Learner:
         for module in self.borrowed:
             module.to(self.device)
         self.optimizer = build_optimizer(objective, config)
+        self.loss_scale = LossScale(self.device, config.fp16)
         self.average = None if config.ema is None else WeightAverage(objective, config.ema)
         self._call = self.processes.wrap(objective)
         self._set_modes(training=False)
@@ -71,10 +73,13 @@ class Learner:
         """Moves the weights by one batch and returns ``"name/term"``: ``loss``, the terms, ``grad_norm`` and ``lr``.
 
         The global random state inside is a pure function of (seed, name, step, rank) and is given back unchanged.
+        Under fp16 there are ``loss_scale`` and ``skipped`` too; a step whose gradients overflow is 1 of these, moves
+        nothing but the step, and has no ``grad_norm``.
 
         Raises:
             TypeError: the objective did not return ``Losses`` with an fp32 scalar.
-            FloatingPointError: a loss or the gradient is not finite; no weight has moved.
+            FloatingPointError: a loss or the gradient is not finite; no weight has moved. Under fp16: a loss is not, or
+                the gradients of 20 steps in a row.
         """
         rate = learning_rate(self.config, self.step, self.steps)
         for group in self.optimizer.param_groups:
@@ -82,17 +87,21 @@ class Learner:
         self._set_modes(training=True)
         try:
             terms = self._gradients(batch.to(self.device, non_blocking=True))
+            self.loss_scale.unscale(self.optimizer)
             weights = [weight for weight in self.objective.parameters() if weight.grad is not None]
             norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
             metrics = self._checked(terms | {"grad_norm": norm})
-            if self.config.clip_norm is not None:
+            moved = math.isfinite(metrics["grad_norm"])
+            if moved and self.config.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(weights, self.config.clip_norm, norm)
-            self.optimizer.step()
+            metrics |= self.loss_scale.step(self.optimizer, moved)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
             self._set_modes(training=False)
-        if self.average is not None:
-            self.average.update(self.objective, self.step)
+        if not moved:
+            self._skip(metrics)
+        elif self.average is not None:
+            self.average.update(self.objective, self.step - self.loss_scale.skipped)
         self.step += 1
         return {f"{self.name}/{term}": value for term, value in (metrics | {"lr": rate}).items()}
 
@@ -106,7 +115,7 @@ class Learner:
         with torch.no_grad(), self.averaged(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed_of(self.seed, self.name, "validation"))
             for batch in batches:
-                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
+                with self.config.autocast(self.device):
                     total += float(self.objective(batch.to(self.device)).total)
         return {f"{self.name}/validation_loss": total / len(batches)}
 
@@ -124,6 +133,7 @@ class Learner:
                 tensors[f"optimizer.{key}.{name}"] = value
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.tensors.items()}
+        tensors |= {f"loss_scale.{name}": value for name, value in self.loss_scale.tensors().items()}
         return LearnerState(tensors, {"step": self.step, **self.identity()})
 
     def identity(self) -> dict[str, Any]:
@@ -144,6 +154,7 @@ class Learner:
         if self.average is not None:
             check_tensors(self.average.tensors, parts["average"], f"the averaged weights of learner {self.name!r}")
             self.average.load(parts["average"])
+        self.loss_scale.load(_under(state.tensors, "loss_scale"))
         self.step = int(state.values["step"])
 
     def _gradients(self, batch: Batch) -> dict[str, Tensor]:
@@ -157,9 +168,9 @@ class Learner:
                 share = len(part) / len(batch)
                 last = i == len(parts) - 1
                 with nullcontext() if last else self.processes.without_sync(self._call):
-                    with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
+                    with self.config.autocast(self.device):
                         losses = self._losses(self._call(part))
-                    (losses.total * share).backward()
+                    self.loss_scale.scaled(losses.total * share).backward()
                 for term, value in {"loss": losses.total.detach(), **losses.terms}.items():
                     sums[term] = sums.get(term, 0.0) + value.detach().float() * share
         return sums
@@ -172,23 +183,39 @@ class Learner:
         if total.shape != () or total.dtype != torch.float32:
             raise TypeError(
                 f"{name} returned a total of {total.dtype} with shape {tuple(total.shape)}; wanted an fp32 scalar: "
-                "under bf16 autocast call .float() on what enters the loss, and .mean() on the result"
+                "under autocast call .float() on what enters the loss, and .mean() on the result"
             )
         if not total.requires_grad:
             raise TypeError(f"{name} returned a total without gradient: it does not depend on the weights it owns")
         return losses
 
     def _checked(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
-        """Brings all numbers to the CPU in one transfer, and stops at the first that is not finite."""
+        """Brings all numbers to the CPU in one transfer, and stops at the first that is not finite.
+
+        Gradients that overflow in fp16 pass, where the loss was finite in every process.
+        """
         values = torch.stack([value.to(self.device, torch.float32) for value in terms.values()]).tolist()
         metrics = dict(zip(terms, values, strict=True))
-        broken = [f"{term} = {value}" for term, value in metrics.items() if not math.isfinite(value)]
-        if broken:
+        broken = {term: value for term, value in metrics.items() if not math.isfinite(value)}
+        # Gradients are shared, so all processes come to this question, or none.
+        overflow = self.config.fp16 and "grad_norm" in broken
+        if broken and not (overflow and not self.processes.any(len(broken) > 1)):
+            way_out = "take bf16 in place of fp16" if self.config.fp16 else "switch bf16 off"
             raise FloatingPointError(
-                f"learner {self.name!r}, step {self.step}: {', '.join(broken)} is not finite; no weight was "
-                "moved. Look at the data of this step, lower lr, or switch bf16 off"
+                f"learner {self.name!r}, step {self.step}: {_written(broken)} is not finite; no weight was "
+                f"moved. Look at the data of this step, lower lr, or {way_out}"
             )
         return metrics
+
+    def _skip(self, metrics: dict[str, float]) -> None:
+        """Takes the norm that is none out of the metrics; stops where a smaller scale has not helped for long."""
+        del metrics["grad_norm"]
+        if self.loss_scale.in_a_row >= MOST_SKIPPED:
+            raise FloatingPointError(
+                f"learner {self.name!r}, step {self.step}: the gradients of {MOST_SKIPPED} steps in a row overflowed "
+                f"in fp16, the last with a loss times {metrics['loss_scale']:g}; no weight was moved by them. Look at "
+                "the data of these steps, lower lr, or take bf16 in place of fp16"
+            )
 
     def _load_optimizer(self, saved: Mapping[str, Tensor]) -> None:
         names = {id(weight): name for name, weight in self.objective.named_parameters()}
@@ -258,6 +285,10 @@ def _borrowed(holder: nn.Module, owned: frozenset[int]) -> Iterator[nn.Module]:
                 if isinstance(item, Borrowed) and id(item.module) not in owned:
                     yield item.module
                     yield from _borrowed(item.module, owned | {id(item.module)})
+
+
+def _written(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{term} = {value}" for term, value in values.items())
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -163,5 +163,8 @@ def _step(line: str) -> float:
 
 
 def _losses(means: Mapping[str, float]) -> str:
+    """The losses, and the share of steps that were left out since fp16 did not hold their gradients."""
     losses = {name: value for name, value in means.items() if name.endswith("/loss")}
-    return "  ".join(f"{name if len(losses) > 1 else 'loss'} {value:.4f}" for name, value in losses.items())
+    parts = [f"{name if len(losses) > 1 else 'loss'} {value:.4f}" for name, value in losses.items()]
+    skipped = [value for name, value in means.items() if name.endswith("/skipped") and value]
+    return "  ".join([*parts, *(f"{value:.0%} of steps skipped" for value in skipped)])

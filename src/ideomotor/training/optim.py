@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from ideomotor.training.config import LATER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,8 @@ class OptimConfig:
         ema: decay of the averaged weights per step; None keeps no average.
         bf16: runs the objective under bf16 autocast (weights and losses stay fp32).
         accumulate: the batch is cut in so many parts, whose gradients are averaged, to need less memory.
+        fp16: the same under fp16 autocast, with a scaled loss; a step whose gradients overflow moves nothing. For GPUs
+            without bf16, and for settings that were published with it.
     """
 
     lr: float = 3e-4
@@ -42,6 +46,7 @@ class OptimConfig:
     ema: float | None = None
     bf16: bool = False
     accumulate: int = 1
+    fp16: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf) or self.warmup < 0:
@@ -62,6 +67,21 @@ class OptimConfig:
             raise ValueError(f"ema is {self.ema}; wanted a decay in (0, 1) such as 0.999, or None for no average")
         if self.accumulate < 1:
             raise ValueError(f"accumulate is {self.accumulate}; wanted 1 or more")
+        if self.bf16 and self.fp16:
+            raise ValueError(
+                "bf16 and fp16 are both on; wanted one of them: where the preset has bf16, give --...optim.no-bf16 "
+                "beside --...optim.fp16"
+            )
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16", "fp16"]:
+        """What products and convolutions are computed in."""
+        return "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Returns a context in which networks compute in ``precision``, to train them and to use them alike."""
+        dtype = torch.float16 if self.fp16 else torch.bfloat16
+        return torch.autocast(device.type, dtype=dtype, enabled=self.bf16 or self.fp16)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
