@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 
 from ideomotor.evaluation.episodes import EpisodeResult, read_log
+from ideomotor.evaluation.metaworld_levels import LEVELS, summarize_levels
 from ideomotor.evaluation.statistics import mean_success, wilson
 from ideomotor.systems.collection import CollectionConfig, collect_with_progress
 from ideomotor.systems.vpdd import VPDD
@@ -111,11 +112,13 @@ def collect(lane: Lane[Any], out: Path) -> None:
 
 
 def rows(lane: Lane[Any], out: Path, notes: Notes) -> list[dict[str, Any]]:
-    """Returns the report: a row a task, their mean, and a row a stage, as far as they have come."""
+    """Returns the report: rows of tasks, levels (Meta-World), their mean, and the stages, as far as they have come."""
     results = read_log(out / "rollouts.jsonl")
     tried = {task: [result for result in results if result.task == task] for task in lane.tasks}
     tried = {task: mine for task, mine in tried.items() if mine}
     made = [_task_row(task, mine) for task, mine in tried.items()]
+    if made and lane.world == "metaworld":
+        made += _level_rows(results)
     if made:
         mean = mean_success([[[float(result.success) for result in mine] for mine in tried.values()]])
         counts = {"episodes": len(results), "successes": sum(result.success for result in results)}
@@ -132,6 +135,19 @@ def _task_row(task: str, results: Sequence[EpisodeResult]) -> dict[str, Any]:
     successes = sum(result.success for result in results)
     counts = {"episodes": len(results), "successes": successes}
     return {"what": f"task {task}", **counts, **_estimate(*wilson(successes, len(results)))}
+
+
+def _level_rows(results: Sequence[EpisodeResult]) -> list[dict[str, Any]]:
+    """A row a level that was met, with how many of its tasks."""
+    levels, rows = summarize_levels(results), []
+    for level, tasks in LEVELS.items():
+        mine = [result for result in results if result.task in tasks]
+        mean = levels[level].success
+        if mean is not None:
+            counts = {"episodes": len(mine), "successes": sum(result.success for result in mine)}
+            met = f"{len(tasks) - len(levels[level].missing)} of {len(tasks)}"
+            rows.append({"what": f"level {level}, {met} tasks", **counts, **_estimate(*mean)})
+    return rows
 
 
 def _estimate(value: float, low: float, high: float) -> dict[str, float]:

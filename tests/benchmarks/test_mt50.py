@@ -108,6 +108,23 @@ def test_the_full_lane_is_what_was_asked_for_and_its_weights_are_few(lane, tmp_p
     assert (vectors @ vectors.T - 2 * vectors.new_ones(50).diag()).max() < 0.95, "no two tasks sound alike"
 
 
+def test_what_is_tried_has_a_row_a_level(lane, tmp_path):
+    from ideomotor.evaluation.episodes import EpisodeResult, append
+
+    for task, won in (("reach", 1), ("door-open", 0), ("push", 1)):
+        append(
+            tmp_path / "rollouts.jsonl",
+            EpisodeResult(
+                arm="policy", task=task, seed=0, goal=30, success=bool(won), steps=9, total_reward=0.0, seconds=1.0,
+                inference_cpu_seconds=0.1,
+            ),
+        )  # fmt: skip
+    made = {row["what"]: row for row in lane.rows(lane.full(), tmp_path, lane.Notes.read(tmp_path / "notes.json"))}
+    easy, hard = made["level easy, 2 of 28 tasks"], made["level hard, 1 of 11 tasks"]
+    assert (easy["success"], easy["episodes"], easy["successes"]) == (0.5, 2, 1) and hard["success"] == 1.0
+    assert not any(what.startswith("level middle") for what in made) and "mean of 3 tasks" in made
+
+
 @pytest.mark.parametrize(
     ("rate", "left", "steps"), [(10.0, 1000.0, 1500), (1000.0, 1000.0, 6000), (0.1, 1000.0, 200), (10.0, -50.0, 200)]
 )

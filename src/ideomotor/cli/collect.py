@@ -20,7 +20,7 @@ class CollectMetaWorld:
     out: Path = Path("data/metaworld")
     """Folder of the two data sets."""
     tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open", "door-open", "window-open", "plate-slide")
-    """Task names without "-v3", or "all" for the 50."""
+    """Task names without "-v3"; easy, middle and hard for the tasks of a level, "all" for the 50."""
     demonstrations: int = 20
     """Episodes a task with actions."""
     expert: int = 20

@@ -95,7 +95,8 @@ class VPDDEvaluate:
     world: Literal["metaworld", "toy"] = "metaworld"
     """The simulator."""
     tasks: tuple[str, ...] = ()
-    """Tasks of the world, Meta-World's without "-v3"; by default those of the quickstart."""
+    """Tasks of the world, Meta-World's without "-v3"; easy, middle and hard for those of a level, "all" for all of the
+    world. By default those of the quickstart."""
     dial: Literal["none", "features", "half", "full"] | None = None
     """How far it imagines before it acts: no foresight, that of one pass, of a future decoded in half of the passes, or
     in all. By default as fine-tuned. For a report, write RUN/rollouts-dial-full.jsonl and the like (--out)."""

@@ -133,7 +133,8 @@ class VPPEvaluate:
     workers: int = 2
     """Simulator processes; CALVIN's tables stand in one each."""
     tasks: tuple[str, ...] = ()
-    """metaworld, toy: tasks of the world, Meta-World's without "-v3"; by default those of the quickstart."""
+    """metaworld, toy: tasks of the world, Meta-World's without "-v3"; easy, middle and hard for those of a level, "all"
+    for all of the world. By default those of the quickstart."""
     episodes: int = 20
     """metaworld, toy: episodes a task; each has a goal of its own out of 20 held-out ones."""
     look: Literal["fast", "default"] = "fast"

@@ -18,7 +18,7 @@ from ideomotor.data.formats.lerobot_writer import LeRobotWriter
 from ideomotor.envs.worker import Worker
 from ideomotor.files import write_text
 from ideomotor.systems.collection_episodes import TRIES, EpisodeMaker, Job, Kind, Take
-from ideomotor.systems.collection_worlds import WORLDS, make_world, tasks_of, world_config
+from ideomotor.systems.collection_worlds import WORLDS, make_world, named_tasks, world_config
 from ideomotor.systems.progress import bar
 
 Progress = Callable[[int, int, str], None]
@@ -35,7 +35,7 @@ class CollectionConfig:
     Attributes:
         out: folder that gets ``demonstrations`` and ``video``, both LeRobotDataset v3.
         world: "metaworld", or "toy" for trying things out in seconds.
-        tasks: names, or ("all",).
+        tasks: names; ("all",), or Meta-World's levels, stand for theirs (``named_tasks``).
         demonstrations: successful expert episodes a task, recorded with actions.
         expert: successful expert episodes a task, as video without actions.
         noisy: episodes of an expert whose hand shakes, as video without actions; they may succeed.
@@ -146,8 +146,8 @@ def collect_with_progress(config: CollectionConfig) -> Collected:
 
 
 def _complete(config: CollectionConfig) -> CollectionConfig:
-    """Names what "all" and the default camera stand for, and checks what only the world knows."""
-    tasks = tuple(dict.fromkeys(tasks_of(config.world) if tuple(config.tasks) == ("all",) else config.tasks))
+    """Names what "all", levels and the default camera stand for, and checks what only the world knows."""
+    tasks = tuple(dict.fromkeys(named_tasks(config.world, config.tasks)))
     config = replace(config, tasks=tasks, cameras=tuple(config.cameras) or (WORLDS[config.world].camera,))
     for task in tasks:
         world_config(config.world, _settings(config), task)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ideomotor.envs import metaworld_tasks
+from ideomotor.evaluation.metaworld_levels import LEVELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,16 @@ def tasks_of(world: str) -> tuple[str, ...]:
     from ideomotor.envs import toy
 
     return toy.TASKS
+
+
+def named_tasks(world: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the tasks that ``names`` stand for: "all", a level of Meta-World's (easy, middle, hard), or a task.
+
+    Where groups are among them, a task that is named twice is meant once.
+    """
+    groups = {"all": tasks_of(world)} | (dict(LEVELS) if world == "metaworld" else {})
+    tasks = tuple(task for name in names for task in groups.get(name, (name,)))
+    return tuple(dict.fromkeys(tasks)) if set(names) & set(groups) else tasks
 
 
 def world_config(world: str, settings: Mapping[str, Any], task: str) -> Any:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.episodes import EpisodeResult, EpisodeSpec, read_log
+from ideomotor.evaluation.metaworld_levels import LEVELS, summarize_levels
 from ideomotor.evaluation.rollout import Ensemble, rollout
 from ideomotor.evaluation.statistics import wilson
 from ideomotor.files import sole_writer
-from ideomotor.systems.collection_worlds import WORLDS, make_world, world_config
+from ideomotor.systems.collection_worlds import WORLDS, make_world, named_tasks, world_config
 from ideomotor.systems.progress import bar
 from ideomotor.types import Agent
 
@@ -69,7 +70,7 @@ def roll_out(
     Args:
         agent: what acts.
         view: what it looks at, and how much of a chunk it executes.
-        tasks: names of the world's tasks.
+        tasks: names of the world's tasks, or of groups of them (``named_tasks``).
         episodes: a task, each with a goal of its own that no demonstration had.
         log: JSONL of results.
         workers: simulator processes.
@@ -93,6 +94,7 @@ def roll_out(
         raise ValueError(
             f"episodes is {episodes}; there are {len(goals)} held-out goals a task: take 1 to {len(goals)}"
         )
+    tasks = named_tasks(world, tasks)
     if not tasks or len(set(tasks)) < len(tasks) or workers < 0:
         raise ValueError(
             f"tasks are {tuple(tasks)}, workers {workers}; wanted at least one task, none twice, and 0 workers (this "
@@ -174,19 +176,57 @@ def _settings(view: View, tasks: Sequence[str], world: str, cameras: tuple[str, 
 
 
 def success_table(results: Sequence[EpisodeResult]) -> Table:
-    """Returns successes a task with Wilson's 95 % intervals, for the terminal."""
+    """Returns successes a task with Wilson's 95 % intervals, for the terminal.
+
+    Tasks of Meta-World stand by level where there are several levels, or all tasks of one; a level's mean counts each
+    task the same, and has a bootstrap's interval.
+    """
     table = Table("task", "episodes", "successes", "95 % interval", "steps", "CPU-ms a step")
-    for task in dict.fromkeys(result.task for result in results):
-        mine = [result for result in results if result.task == task]
-        estimate = wilson(sum(result.success for result in mine), len(mine))
-        steps = sum(result.steps for result in mine)
-        cost = 1000 * sum(result.inference_cpu_seconds for result in mine) / max(1, steps)
-        table.add_row(
-            task,
-            str(len(mine)),
-            str(sum(result.success for result in mine)),
-            f"{estimate.low:.2f} to {estimate.high:.2f}",
-            f"{steps / len(mine):.0f}",
-            f"{cost:.1f}",
-        )
+    levels = _by_level(results)
+    for level, mine in levels.items():
+        for task in dict.fromkeys(result.task for result in mine):
+            rows = [result for result in mine if result.task == task]
+            estimate = wilson(sum(result.success for result in rows), len(rows))
+            _add_row(table, task, rows, "", f"{estimate.low:.2f} to {estimate.high:.2f}")
+        if level:
+            table.add_section()
+    if not levels.keys() <= {""}:
+        _add_levels(table, results)
     return table
+
+
+def _by_level(results: Sequence[EpisodeResult]) -> dict[str, list[EpisodeResult]]:
+    """The results by level, those met alone; under "" where levels say nothing: other tasks, or a part of one level."""
+    level_of = {task: level for level, tasks in LEVELS.items() for task in tasks}
+    levels: dict[str, list[EpisodeResult]] = {level: [] for level in LEVELS}
+    for result in results:
+        levels.setdefault(level_of.get(result.task, ""), []).append(result)
+    met = {level: rows for level, rows in levels.items() if rows}
+    whole = [level for level in met if {row.task for row in met[level]} >= set(LEVELS.get(level, ("",)))]
+    return met if "" not in met and (len(met) > 1 or whole) else {"": list(results)}
+
+
+def _add_levels(table: Table, results: Sequence[EpisodeResult]) -> None:
+    """Adds a row a level that was met, and one of all; says how many tasks of it that is."""
+    wanted = {**LEVELS, "average": tuple(task for tasks in LEVELS.values() for task in tasks)}
+    for level, found in summarize_levels(results).items():
+        rows = [result for result in results if result.task in wanted[level]]
+        if not rows:
+            continue
+        met = len(wanted[level]) - len(found.missing)
+        mean = found.success
+        if mean is None or mean.low == mean.high:  # all ended alike: resampling gives no width, which claims too much
+            interval = "see the tasks"
+        else:
+            interval = f"{mean.low:.2f} to {mean.high:.2f}"
+        share = "" if mean is None else f", mean {mean.value:.2f}"
+        _add_row(table, f"{level}, {met} of {len(wanted[level])} tasks", rows, share, interval)
+        if found.missing:
+            table.caption = "a level that lacks tasks compares with no published figure"
+
+
+def _add_row(table: Table, name: str, rows: Sequence[EpisodeResult], share: str, interval: str) -> None:
+    steps = sum(result.steps for result in rows)
+    cost = 1000 * sum(result.inference_cpu_seconds for result in rows) / max(1, steps)
+    won = f"{sum(result.success for result in rows)}{share}"
+    table.add_row(name, str(len(rows)), won, interval, f"{steps / len(rows):.0f}", f"{cost:.1f}")
