@@ -40,7 +40,9 @@ def test_levels_and_all_stand_for_their_tasks():
         "reach", *(task for task in LEVELS["easy"] if task != "reach"), "push"
     )  # fmt: skip
     assert named_tasks("metaworld", ("push", "push")) == ("push", "push")  # that is a slip, which roll_out tells of
-    assert named_tasks("toy", ("easy",)) == ("easy",)
+    assert named_tasks("toy", ("easy",)) == ("easy",)  # the world refuses it
+    with pytest.raises(ValueError, match="no task 'midle'; did you mean 'middle', which stands for several"):
+        named_tasks("metaworld", ("reach", "midle"))
 
 
 def test_the_table_stands_by_level_and_says_what_it_lacks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +55,14 @@ def named_tasks(world: str, names: Sequence[str]) -> tuple[str, ...]:
     """Returns the tasks that ``names`` stand for: "all", a level of Meta-World's (easy, middle, hard), or a task.
 
     Where groups are among them, a task that is named twice is meant once.
+
+    Raises:
+        ValueError: a name is no task, and nearly that of a group. Worlds refuse other unknown tasks themselves.
     """
     groups = {"all": tasks_of(world)} | (dict(LEVELS) if world == "metaworld" else {})
+    for name in set(names) - set(tasks_of(world)) - set(groups):
+        if near := difflib.get_close_matches(name, groups, n=1):
+            raise ValueError(f"{world} has no task {name!r}; did you mean {near[0]!r}, which stands for several?")
     tasks = tuple(task for name in names for task in groups.get(name, (name,)))
     return tuple(dict.fromkeys(tasks)) if set(names) & set(groups) else tasks
 
