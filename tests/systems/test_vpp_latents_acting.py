@@ -208,6 +208,8 @@ def test_what_cannot_be_looked_at_is_refused_before_anything_is_thrown_away(
         capsys.readouterr()
         assert policy(home, "latents", tmp_path / "a", *wide, *BLIND, "--fresh", *words) == 2
         assert why in said(capsys) and digest(tmp_path / "a") == before
+    assert policy(home, "films", tmp_path / "b", "--cache-latents", cache="unused") == 2
+    assert "actions of width 19, the policy of 2" in said(capsys) and not (home / "unused").exists(), "nothing is made"
     pixels = ("vpp", "policy", "--preset", "tiny", "--eyes", "pixels", *wide, "--out", tmp_path / "b", "--data")
     assert ideomotor(*pixels, home / "latents") == 2
     assert "without video, and --eyes pixels looks at video alone: give demonstrations with video" in said(capsys)

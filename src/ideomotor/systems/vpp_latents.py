@@ -18,6 +18,7 @@ from ideomotor.systems.progress import bar
 from ideomotor.systems.sources import DataFacts, DataOptions, Sources, console, report_quarantine
 from ideomotor.systems.vpp import VPP
 from ideomotor.systems.vpp_prepare import VAEEncoder, published_dataset
+from ideomotor.systems.vpp_robot import acting_window, refuse_other_width
 from ideomotor.types import Dataset
 
 
@@ -83,10 +84,11 @@ def as_latents(
     data: DataOptions, config: VPP, vae: Autoencoder, vae_from: Path
 ) -> Callable[[Dataset, Sequence[str]], Dataset]:
     """Returns what gives a data set latents of its cameras: those it was published with, or those of its video, which
-    are encoded where they are not in the cache yet (a bar).
+    are encoded where they are not in the cache yet (a bar). Another robot's demonstrations are refused before that.
     """
 
     def encode(dataset: Dataset, cameras: Sequence[str]) -> Dataset:
+        refuse_other_width(config, Sources([Source(dataset, window=acting_window(config))], [], []))
         if dataset.episodes[0].frames:
             return _encoded(dataset, cameras, config, vae, vae_from, data.cache)
         return _published(dataset.path, cameras, config, vae, "--video-from")
