@@ -9,6 +9,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("gymnasium")
 
 from test_bad_pairs import ideomotor
+from test_vpp_encoder import clip
 
 from ideomotor.evaluation.study import read_study
 from ideomotor.systems.collection import CollectionConfig, collect
@@ -36,6 +37,9 @@ cache = {cache!r}
 [arms.foresight]
 [arms.last_layer]
 layers = [1]
+[arms.encoder]
+eyes = "encoder"
+encoder = {encoder!r}
 [arms.pixels]
 eyes = "pixels"
 """
@@ -49,13 +53,15 @@ def test_every_arm_is_trained_and_tried(tmp_path: Path) -> None:
         words = ("--preset", "tiny", "--data", films, "--out", tmp_path / name, "--cache", cache, *earlier)
         assert ideomotor("vpp", name, *words) == 0
     paths = {"data": tmp_path / "data/demonstrations", "video": tmp_path / "video", "cache": cache}
+    paths["encoder"] = clip(tmp_path / "clip")
     declared = TOY.format(**{name: str(path) for name, path in paths.items()})
     (tmp_path / "toy.toml").write_text(declared)
     summary = run_study(tmp_path / "toy.toml", tmp_path / "out", workers=0)
-    assert summary.missing == 0 and len((tmp_path / "out/rows.jsonl").read_text().splitlines()) == 6
+    assert summary.missing == 0 and len((tmp_path / "out/rows.jsonl").read_text().splitlines()) == 8
     works = tmp_path / "out/cells"
     assert (works / "foresight-seed0-red/work/policy/predictor").is_dir()
     assert not (works / "pixels-seed0-red/work/policy/predictor").exists()
+    assert (works / "encoder-seed0-red/work/policy/encoder").is_dir()
 
 
 def test_arms_differ_in_their_eyes_alone() -> None:

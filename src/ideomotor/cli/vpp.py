@@ -92,7 +92,10 @@ class VPPPolicy(StageOptions, DataOptions):
     """Stage 2: learns actions from demonstrations, by what the video model sees of the future in one pass."""
 
     video_from: Path | None = None
-    """OUT of the video stage; left out for a control with eyes of its own (--eyes pixels)."""
+    """OUT of the video stage; left out for a control with other eyes (--eyes pixels, --eyes encoder)."""
+    encoder: Path | None = None
+    """A transformers folder with an image encoder (CLIP, SigLIP, DINOv2, DINOv3 or ViT), for --eyes encoder: a control
+    that reads the tokens of the newest frame. It stays as it is; OUT gets a copy."""
     cache_latents: bool = False
     """Encode the demonstrations' video once, into the cache (as `prepare` does), and look at those latents in place of
     video. Data sets that were published as latents alone are looked at so in any case."""
@@ -102,7 +105,10 @@ class VPPPolicy(StageOptions, DataOptions):
         """Does it."""
         from ideomotor.systems.vpp_stages import run_policy
 
-        run_policy(self, self.config, self.video_from, self.out, self.seed, self.fresh, self.cache_latents)
+        run_policy(
+            self, self.config, self.video_from, self.out, self.seed, self.fresh,
+            cache_latents=self.cache_latents, encoder_from=self.encoder,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from ideomotor.systems.vpdd import VIEW, Dial, view_names
 from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.systems.vpdd_imagine import imagine
 from ideomotor.systems.vpdd_published_agent import PublishedAgent
-from ideomotor.systems.vpp import cameras_of
+from ideomotor.systems.vpp import Foreseeing, cameras_of
 from ideomotor.systems.vpp_agent import VPPAgent
 from ideomotor.systems.vpp_videos import VideoModel
 from ideomotor.systems.world import Weights, World
@@ -362,7 +362,7 @@ def _foretold(agent: VPDDAgent, context: Clip) -> Iterator[Mapping[str, UInt8[Te
 def _filming(agent: VPPAgent) -> Callable[[Clip, int], Iterator[Mapping[str, UInt8[Tensor, "t c h w"]]]] | None:
     """Films of each camera's future; None for a policy without a video model."""
     foreseeing = agent.foreseeing
-    if foreseeing is None or foreseeing.predictor is None:
+    if not isinstance(foreseeing, Foreseeing) or foreseeing.predictor is None:
         return None
     model = VideoModel(agent.config, foreseeing.vae, foreseeing.predictor, foreseeing.text)
 

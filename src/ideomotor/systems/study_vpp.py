@@ -20,11 +20,12 @@ class VPPEyes:
 
     Attributes:
         data: folders of demonstrations.
-        video_from: folder of a finished stage 1; eyes that are pixels leave it alone.
+        video_from: folder of a finished stage 1; eyes that are pixels or an encoder leave it alone.
         cache: where frames and features are kept; arms that look with the same network share them.
         world: that the policies are tried in.
         preset: of stage 1, which the settings below change.
         eyes: what the policy looks with.
+        encoder: transformers folder of the image encoder that eyes of that name look with; others leave it alone.
         layers: up-blocks whose maps are joined; as the preset has them where none are named.
         passes: denoising pass that is read.
         former: how features become tokens; "linear" is no Video Former.
@@ -36,6 +37,7 @@ class VPPEyes:
     world: Literal["metaworld", "toy"] = "metaworld"
     preset: str = "cpu"
     eyes: Eyes = "foresight"
+    encoder: str = ""
     layers: tuple[int, ...] = ()
     passes: int = 1
     former: Literal["3d", "2d", "linear"] = "3d"
@@ -46,6 +48,8 @@ class VPPEyes:
                 f"preset is {self.preset!r}, data {self.data}; wanted one of {', '.join(PRESETS)}, and at least one "
                 "folder of demonstrations"
             )
+        if self.eyes == "encoder" and not self.encoder:
+            raise ValueError('eyes are "encoder", and no encoder is named: set encoder to a transformers folder')
 
 
 def run_vpp(cell: Cell, folder: Path, done: Done) -> None:
@@ -64,10 +68,11 @@ def run_vpp(cell: Cell, folder: Path, done: Done) -> None:
     run_policy(
         data,
         config,
-        None if settings.eyes == "pixels" else Path(settings.video_from),
+        Path(settings.video_from) if settings.eyes in ("foresight", "latents") else None,
         folder / "policy",
         cell.seed,
         fresh=False,
+        encoder_from=Path(settings.encoder) if settings.eyes == "encoder" else None,
     )
     for result in evaluate(
         folder / "policy", cell.tasks, cell.episodes, folder / "rollouts.jsonl", workers=0, world=settings.world

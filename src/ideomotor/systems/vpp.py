@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from einops import rearrange
@@ -30,13 +30,16 @@ from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
 from ideomotor.systems.autoencoders import Autoencoder, AutoencoderConfig
 from ideomotor.systems.vpdd import Stage, TextEncoder, seen_frames, view_names
+from ideomotor.tokenizers.image_encoder import ImageEncoder
 from ideomotor.tokenizers.svd_vae import SVDVAEConfig
 from ideomotor.training.optim import OptimConfig
 from ideomotor.types import Borrowed, Clip, Losses
 
+Part = Autoencoder | LatentDiffusion | ImageEncoder
 TokenEncoder = Callable[[Sequence[str]], Float[Tensor, "b n d"]]
-Eyes = Literal["foresight", "latents", "pixels"]
-"""What the policy looks with: features of the foretold future; latents of the newest frame; a CNN of its own."""
+Eyes = Literal["foresight", "latents", "encoder", "pixels"]
+"""What the policy looks with: features of the foretold future; of the newest frame, latents or the tokens of a frozen
+image encoder; a CNN of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,8 @@ class VPP:
         foresight: what is read of the video model.
         vae: sizes of the autoencoder, or of a map of patches that needs no training.
         video: sizes of the video model; its ``latent_scale`` is the autoencoder's.
-        former: sizes of the Video Former.
+        former: sizes of the Video Former; with an encoder's eyes it reads one frame of the encoder's width
+            (``vpp_encoder.looking_through``).
         stem: of the control that looks with a CNN of its own.
         policy: sizes of the action head.
         robot: of whose commands actions are made, by name (``policies.own_robots``); it sets the head's widths and loss
@@ -148,7 +152,7 @@ class VPP:
                 f"all {self.execute} actions of a chunk are executed, so no chunks overlap: take a smaller execute, or "
                 "set ensemble to none"
             )
-        if self.eyes != "pixels" and (self.former.feature_width, self.former.frames) != self.seen_shape:
+        if self.eyes in ("foresight", "latents") and (self.former.feature_width, self.former.frames) != self.seen_shape:
             width, frames = self.seen_shape
             raise ValueError(
                 f"the policy is shown {frames} frames of features of width {width}; the former reads "
@@ -189,6 +193,8 @@ class VPP:
         """Width and frames of the features that the former reads."""
         if self.eyes == "latents":
             return self.vae.channels, 1
+        if self.eyes == "encoder":
+            return self.former.feature_width, 1
         side = self.size // self.vae.factor
         return sum(self.video.unet.shape(tap, side, side)[0] for tap in self.foresight.layers), self.video.frames
 
@@ -217,11 +223,34 @@ class Looking(nn.Module):
         return self.read(rearrange(self.stem(one), "(b view) n d -> b (view n) d", view=self.config.views))
 
 
+class Seeing(Protocol):
+    """Frames and sentences to the features that a policy reads, by networks that are not its own."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The networks, each with its ``config``."""
+        ...
+
+    def __call__(
+        self,
+        frames: UInt8[Tensor, "b 1 c h w"],
+        sentences: Sequence[str],
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Float[Tensor, "b t n d"]:
+        """Returns the features; see ``Foreseeing``."""
+        ...
+
+
 class Foreseeing:
     """Frames and sentences to the features of their future; owns nothing, computes no gradient, remembers sentences."""
 
     def __init__(self, config: VPP, vae: Autoencoder, predictor: LatentDiffusion | None, text: TokenEncoder) -> None:
         self.config, self.vae, self.predictor, self.text = config, vae, predictor, text
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The networks, each with its ``config``."""
+        return (self.vae,) if self.predictor is None else (self.vae, self.predictor)
 
     @torch.no_grad()
     def __call__(
@@ -275,7 +304,7 @@ class ActionDenoising(nn.Module):
         config: VPP,
         looking: Looking,
         policy: EDMTransformer,
-        foreseeing: Foreseeing | None,
+        foreseeing: Seeing | None,
         goal: TextEncoder,
         robot: RobotActions | None = None,
     ) -> None:
@@ -299,8 +328,10 @@ class ActionDenoising(nn.Module):
         if clip.features is not None:
             return self.looking(None, torch.cat([clip.features[name] for name in view_names(self.config.views)], 2))
         if self.foreseeing is not None and clip.latents is not None:
+            foreseeing = self.foreseeing.module.foreseeing
+            assert isinstance(foreseeing, Foreseeing)  # the stage refused latents to other eyes
             first = torch.stack([clip.latents[name][:, 0] for name in view_names(self.config.views)], 1)
-            return self.looking(None, self.foreseeing.module.foreseeing.of_latents(first, clip.text))
+            return self.looking(None, foreseeing.of_latents(first, clip.text))
         newest = seen_frames(clip, self.config.views)[:, :1]
         if self.foreseeing is not None:
             return self.looking(newest, self.foreseeing.module.foreseeing(newest, clip.text))
@@ -321,9 +352,9 @@ def read_state(
 class _Held(nn.Module):
     """Networks that are used and not owned, in one module."""
 
-    def __init__(self, foreseeing: Foreseeing) -> None:
+    def __init__(self, foreseeing: Seeing) -> None:
         super().__init__()
-        self.foreseeing, self.vae, self.predictor = foreseeing, foreseeing.vae, foreseeing.predictor
+        self.foreseeing, self.parts = foreseeing, nn.ModuleList(foreseeing.parts)
 
 
 def cameras_of(config: VPP) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from ideomotor.data.windows import refuse_other_context
 from ideomotor.policies.edm_transformer import EDMTransformer
 from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.systems.vpdd import TextEncoder, seen_frames
-from ideomotor.systems.vpp import VPP, Foreseeing, Looking, read_state
+from ideomotor.systems.vpp import VPP, Looking, Seeing, read_state
 from ideomotor.types import Clip, Prefix
 
 
@@ -28,17 +28,15 @@ class VPPAgent:
         config: VPP,
         looking: Looking,
         policy: EDMTransformer,
-        foreseeing: Foreseeing | None,
+        foreseeing: Seeing | None,
         goal: TextEncoder,
         robot: RobotActions | None = None,
     ) -> None:
         self.config, self.looking, self.policy, self.foreseeing, self.goal = config, looking, policy, foreseeing, goal
         self.robot = robot
         self.sampling = policy.config.sampling
-        held = () if foreseeing is None else (foreseeing.vae, foreseeing.predictor)
-        for module in (looking, policy, *held):
-            if module is not None:
-                module.eval()
+        for module in (looking, policy, *(() if foreseeing is None else foreseeing.parts)):
+            module.eval()
 
     @torch.inference_mode()
     def act(

@@ -18,6 +18,7 @@ from ideomotor.data.mixture import Source
 from ideomotor.data.windows import WindowIndex
 from ideomotor.systems.progress import bar
 from ideomotor.systems.vpp import VPP, Foreseeing
+from ideomotor.systems.vpp_encoder import Encoding
 from ideomotor.training.checkpoint import fingerprint
 from ideomotor.training.config import config_to_json
 
@@ -25,7 +26,7 @@ console = Console(stderr=True, soft_wrap=True)
 
 
 def feature_caches(
-    sources: Sequence[Source], foreseeing: Foreseeing, root: Path, latents: bool = False
+    sources: Sequence[Source], foreseeing: Foreseeing | Encoding, root: Path, latents: bool = False
 ) -> list[FeatureCache]:
     """Returns the features of all windows; tells the size of what is not cached yet, and makes it (a bar).
 
@@ -37,9 +38,8 @@ def feature_caches(
     """
     config, alone = foreseeing.config, foreseeing.alone()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for part in (foreseeing.vae, foreseeing.predictor):
-        if part is not None:
-            part.to(device).eval()
+    for part in foreseeing.parts:
+        part.to(device).eval()
     model = _model_key(foreseeing, latents)
     wanted = [
         (WindowIndex(source.dataset, source.window), camera)
@@ -51,7 +51,10 @@ def feature_caches(
     def see(shown: Shaped[Tensor, "b 1 c h w"], sentences: Sequence[str]) -> Float[Tensor, "b t n d"]:
         with config.policy_stage.optim.autocast(device):
             shown = shown.to(device)  # the latents of a frame by itself have the shape of those of a single view
-            return alone.of_latents(shown, sentences) if latents else alone(shown, sentences)
+            if latents:
+                assert isinstance(alone, Foreseeing)  # the eyes of an encoder look at video alone
+                return alone.of_latents(shown, sentences)
+            return alone(shown, sentences)
 
     caches = []
     for index, camera in wanted:
@@ -72,17 +75,19 @@ def feature_caches(
     return caches
 
 
-def window_bytes(config: VPP, foreseeing: Foreseeing) -> int:
+def window_bytes(config: VPP, foreseeing: Foreseeing | Encoding) -> int:
     """Returns what the features of one camera's window take on disk."""
     (width, frames), side = config.seen_shape, config.size // config.vae.factor
     places = side * side
-    if foreseeing.predictor is not None:
+    if isinstance(foreseeing, Encoding):
+        places = foreseeing.encoder.places
+    elif foreseeing.predictor is not None:
         places, _ = foreseeing.predictor.feature_shape(side, side, config.foresight.layers)
     return 2 * frames * places * width
 
 
 def _tell_size(
-    wanted: Sequence[tuple[WindowIndex, str]], model: str, config: VPP, foreseeing: Foreseeing, root: Path
+    wanted: Sequence[tuple[WindowIndex, str]], model: str, config: VPP, foreseeing: Foreseeing | Encoding, root: Path
 ) -> None:
     """Says what is missing and refuses what has no room, before anything is made."""
     places = {FeatureCache.place(index, root, model, camera): len(index) for index, camera in wanted}
@@ -100,13 +105,13 @@ def _tell_size(
     require_space(root, (windows - begun) * size, f"the cache of features of {windows:,} windows", way_out)
 
 
-def _model_key(foreseeing: Foreseeing, latents: bool) -> str:
+def _model_key(foreseeing: Foreseeing | Encoding, latents: bool) -> str:
     """A fingerprint of all that decides what the policy sees in a frame."""
-    config, vae, predictor = foreseeing.config, foreseeing.vae, foreseeing.predictor
-    optim = config.policy_stage.optim
-    facts: list[Any] = [config.size, "fp16" if optim.fp16 else optim.bf16, fingerprint(vae, vae.config)]
-    if predictor is not None:
-        facts += [fingerprint(predictor, predictor.config), config_to_json(config.foresight), _text_key(config.text)]
+    config, optim = foreseeing.config, foreseeing.config.policy_stage.optim
+    facts: list[Any] = [config.size, "fp16" if optim.fp16 else optim.bf16]
+    facts += [fingerprint(part, part.config) for part in foreseeing.parts]
+    if isinstance(foreseeing, Foreseeing) and foreseeing.predictor is not None:
+        facts += [config_to_json(config.foresight), _text_key(config.text)]
     return digest([*facts, "latents"] if latents else facts)
 
 

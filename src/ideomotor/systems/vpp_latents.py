@@ -67,13 +67,13 @@ def looks_at_latents(data: DataOptions, config: VPP, asked: bool) -> bool:
     """Says whether stage 2 looks at latents in place of video: where that is asked, or a data set has no video.
 
     Raises:
-        ValueError: the policy's eyes see pixels alone.
+        ValueError: the policy's eyes see video alone.
     """
     bare = [path for path in data.data if not open_dataset(path).episodes[0].frames]
-    if config.eyes == "pixels" and (asked or bare):
+    if config.eyes in ("encoder", "pixels") and (asked or bare):
         why = "--cache-latents was given" if asked else f"{bare[0]} was published as latents, without video"
         raise ValueError(
-            f"{why}, and --eyes pixels looks at video alone: "
+            f"{why}, and --eyes {config.eyes} looks at video alone: "
             + ("leave it out, or " if asked else "give demonstrations with video, or ")
             + "take --eyes foresight or latents"
         )

@@ -107,7 +107,7 @@ def tiny() -> VPP:
 
 
 def looking_with(config: VPP, eyes: Eyes) -> VPP:
-    """Returns the same form with other eyes, its former reading what they see."""
+    """Returns the same form with other eyes, its former reading what they see (of an encoder, once that is opened)."""
     if eyes == config.eyes:
         return config
     former = config.former

@@ -14,6 +14,7 @@ from ideomotor.systems.stages import VPP_FILE
 from ideomotor.systems.vpp import VPP, Looking
 from ideomotor.systems.vpp_stages import load_models
 from ideomotor.systems.vpp_text import OWN
+from ideomotor.tokenizers.image_encoder import ImageEncoder, ImageEncoderConfig
 from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
 from ideomotor.tokenizers.svd_vae import SVDVAE, SVDVAEConfig
 from ideomotor.training.checkpoint import read_json, write_json
@@ -22,6 +23,7 @@ from ideomotor.training.config import config_from_json, config_to_json
 _CLASSES: Classes = {
     "vae": (SVDVAE, SVDVAEConfig),
     "predictor": (LatentDiffusion, LatentDiffusionConfig),
+    "encoder": (ImageEncoder, ImageEncoderConfig),
     "looking": (Looking, VPP),
     "robot": (RobotActions, OwnRobotConfig),
     "policy": (EDMTransformer, EDMTransformerConfig),

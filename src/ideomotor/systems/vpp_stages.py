@@ -41,11 +41,13 @@ from ideomotor.systems.stages import (
 )
 from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking
 from ideomotor.systems.vpp_agent import VPPAgent
+from ideomotor.systems.vpp_encoder import Encoding, looking_through, noted_with, refuse_other_eyes, saved_encoder
 from ideomotor.systems.vpp_features import feature_caches
 from ideomotor.systems.vpp_latents import as_latents, latent_sources, looks_at_latents
 from ideomotor.systems.vpp_robot import acting_window, fitted_robot, refuse_other_width
 from ideomotor.systems.vpp_text import goal_encoder, token_encoder
 from ideomotor.systems.vpp_weights import first_weights
+from ideomotor.tokenizers.image_encoder import ImageEncoder, load_encoder
 from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
 from ideomotor.tokenizers.svd_vae import SVDVAE, VAEReconstruction
 from ideomotor.training.checkpoint import fingerprint, load_model
@@ -61,6 +63,7 @@ class Models(NamedTuple):
     config: VPP
     vae: Autoencoder | None
     predictor: LatentDiffusion | None
+    encoder: ImageEncoder | None
     looking: Looking | None
     robot: RobotActions | None
     policy: EDMTransformer | None
@@ -84,6 +87,7 @@ def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
         config,
         saved_vae(folder / "vae", device) if (folder / "vae").is_dir() else None,
         saved("predictor", LatentDiffusion, LatentDiffusionConfig),
+        saved_encoder(folder / "encoder", device) if (folder / "encoder").is_dir() else None,
         saved("looking", Looking, VPP),
         saved("robot", RobotActions, OwnRobotConfig),
         saved("policy", EDMTransformer, EDMTransformerConfig),
@@ -151,20 +155,25 @@ def train_policy(
     predictor: LatentDiffusion | None,
     run: Run,
     robot: RobotActions | None = None,
+    encoder: ImageEncoder | None = None,
 ) -> None:
     """Clip with actions -> features of the future -> noised actions -> the actions themselves (stage 2)."""
     looking, policy = Looking(config), EDMTransformer(config.head)
-    foreseeing = None if vae is None else Foreseeing(config, vae, predictor, token_encoder(config))
+    foreseeing = seeing_by(config, vae, predictor, encoder)
     objective = ActionDenoising(config, looking, policy, foreseeing, goal_encoder(config), robot)
     fit(objective, config.policy_stage, clips, run)
     if vae is not None:
         run.save(vae, vae.config, "vae")
     if predictor is not None:
         run.save(predictor, predictor.config, "predictor", meta=learned_with(run.dir, "vae"))
-    run.save(looking, config, "looking", meta=learned_with(run.dir, "vae", "predictor"))
+    if encoder is not None:
+        run.save(encoder, encoder.config, "encoder", meta=noted_with(encoder))
+    run.save(looking, config, "looking", meta=learned_with(run.dir, "vae", "predictor", "encoder"))
     if robot is not None:
         run.save(robot, robot.config, "robot")
-    run.save(policy, policy.config, "policy", meta=learned_with(run.dir, "vae", "predictor", "looking", "robot"))
+    run.save(
+        policy, policy.config, "policy", meta=learned_with(run.dir, "vae", "predictor", "encoder", "looking", "robot")
+    )
 
 
 def run_vae(data: DataOptions, config: VPP, out: Path, seed: int, fresh: bool) -> None:
@@ -215,28 +224,30 @@ def run_policy(
     seed: int,
     fresh: bool,
     cache_latents: bool = False,
+    encoder_from: Path | None = None,
 ) -> None:
     """``ideomotor vpp policy``: opens the demonstrations and trains stage 2, unless the run has finished.
 
     ``cache_latents`` looks at latents of their video, which are made once; what was published as latents alone is
     looked at so in any case, and all that is learned from beside it.
     """
-    refuse_as_out(out, data, video_from)
+    for earlier_folder in (video_from, encoder_from):
+        refuse_as_out(out, data, earlier_folder)
+    refuse_other_eyes(config.eyes, video_from, encoder_from)
     goal_encoder(config)  # before anything is thrown away
     seen = look(data)
     refuse_strides(data, config.window.stride)
-    if (video_from is None) != (config.eyes == "pixels"):
-        raise ValueError(
-            "a policy that looks at the foretold future, or at latents, needs --video-from, and one with --eyes pixels "
-            "has none: give one of them"
-        )
-    vae = predictor = None
+    vae = predictor = encoder = None
     earlier = dict(seen)
     if video_from is not None:
         vae, predictor = seeing(video_from, config)
         earlier |= {"vae": vae_fingerprint(vae)}
         if predictor is not None:
             earlier |= {"predictor": fingerprint(predictor, predictor.config)}
+    if encoder_from is not None:
+        encoder = load_encoder(encoder_from)
+        earlier |= {"encoder": fingerprint(encoder, encoder.config)}
+        config = looking_through(config, encoder)
     if cache_latents:
         earlier |= {"looked at": "latents"}
     sources = features = robot = encode = None
@@ -250,20 +261,36 @@ def run_policy(
         )  # fmt: skip
         refuse_other_width(config, sources)
         robot = fitted_robot(config, sources.train)
-        if config.cache_features and vae is not None:
-            foreseeing = Foreseeing(config, vae, predictor, token_encoder(config))
+        foreseeing = seeing_by(config, vae, predictor, encoder)
+        if config.cache_features and foreseeing is not None:
             features = feature_caches(sources.train, foreseeing, data.cache, encode is not None)
     with open_run(out, config, seed, fresh, data, earlier) as run:
         if sources is not None:
             sources.note(out)
-            for part in (vae, predictor):
+            for part in (vae, predictor, encoder):
                 if part is not None:
                     part.to(run.device).eval()
             clips = TrainingClips(
                 sources.train, sources.validation, actions=True, features=features,
                 with_frames=features is None and encode is None, latents=None if encode is None else "mean",
             )  # fmt: skip
-            train_policy(config, clips, vae, predictor, run, robot)
+            train_policy(config, clips, vae, predictor, run, robot, encoder)
+
+
+def seeing_by(
+    config: VPP,
+    vae: Autoencoder | None,
+    predictor: LatentDiffusion | None,
+    encoder: ImageEncoder | None,
+    folder: Path | None = None,
+) -> Foreseeing | Encoding | None:
+    """Returns what makes features of frames, of the networks that there are; None for eyes of the policy's own.
+
+    ``folder`` is that of the stage, for a text encoder that lies in it.
+    """
+    if encoder is not None:
+        return Encoding(config, encoder)
+    return None if vae is None else Foreseeing(config, vae, predictor, token_encoder(config, folder))
 
 
 def seeing(folder: Path, config: VPP) -> tuple[Autoencoder, LatentDiffusion | None]:
@@ -313,11 +340,12 @@ def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPPAgent:
     if models.policy is None or models.looking is None:
         raise ValueError(f"{folder} holds no policy: give the --out folder of `ideomotor vpp policy`")
     config = models.looking.config
-    foreseeing = None
-    if config.eyes != "pixels":
-        if models.vae is None or (config.eyes == "foresight" and models.predictor is None):
-            raise ValueError(f"{folder} lacks what its policy looks with (vae, predictor): train it again with --fresh")
-        foreseeing = Foreseeing(config, models.vae, models.predictor, token_encoder(config, folder))
+    needed = {"foresight": models[1:3], "latents": models[1:2], "encoder": models[3:4], "pixels": ()}[config.eyes]
+    if None in needed:
+        raise ValueError(
+            f"{folder} lacks what its policy looks with (vae, predictor, or encoder): train it again with --fresh"
+        )
+    foreseeing = seeing_by(config, models.vae, models.predictor, models.encoder, folder)
     if config.robot and models.robot is None:
         raise ValueError(f"{folder} lacks the scales of its robot (robot): train it again with --fresh")
     return VPPAgent(config, models.looking, models.policy, foreseeing, goal_encoder(config, folder), models.robot)

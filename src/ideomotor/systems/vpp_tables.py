@@ -56,6 +56,7 @@ def _facts(config: VPP) -> dict[str, str]:
         "foresight": f"one pass of the video model, told a noise level of {foresight.sigma:g}, up-blocks "
         f"{', '.join(map(str, foresight.layers))}; noise "
         + ("drawn anew at each look" if foresight.seed is None else "the same at each look"),
+        "encoder": "the tokens of a frozen image encoder of the newest frame (a control without foresight)",
         "latents": "the latents of the newest frame (a control without foresight)",
         "pixels": "a CNN of the newest frame (a control without foresight)",
     }

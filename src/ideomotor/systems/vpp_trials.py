@@ -35,8 +35,8 @@ def acting_by(agent: VPPAgent, execute: int | None, ensemble: float | None) -> V
 
 def name_of(agent: VPPAgent, *facts: Any) -> str:
     """Returns a fingerprint of all that decides how the agent acts, and of other facts of a trial."""
-    held = () if agent.foreseeing is None else (agent.foreseeing.vae, agent.foreseeing.predictor)
-    parts = [fingerprint(part, part.config) for part in (agent.policy, agent.looking, *held) if part is not None]
+    held = () if agent.foreseeing is None else agent.foreseeing.parts
+    parts = [fingerprint(part, part.config) for part in (agent.policy, agent.looking, *held)]
     known = [parts, *facts, config_to_json(agent.config)]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:12]
 
