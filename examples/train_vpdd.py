@@ -17,7 +17,7 @@ from ideomotor.data.synthetic import synthetic_dataset
 from ideomotor.layers.text import HashedWords
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
-from ideomotor.systems.sources import recorded_actions
+from ideomotor.systems.recorded import recorded_actions
 from ideomotor.systems.vpdd import ActionDenoising, VideoDenoising, tiny
 from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.systems.vpdd_stages import open_run

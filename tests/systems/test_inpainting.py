@@ -13,7 +13,7 @@ from ideomotor.layers.text import HashedWords
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
 from ideomotor.systems.inpainting import actions_given_video, future_given_actions, video_given_actions
-from ideomotor.systems.sources import recorded_actions
+from ideomotor.systems.recorded import recorded_actions
 from ideomotor.systems.vpdd import VIEW, context_tokens, tiny
 from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.tokenizers.vqvae3d import VQVAE3D

@@ -18,7 +18,8 @@ from ideomotor.layers.text import HashedWords
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor
 from ideomotor.systems.quickstart import without_foresight
-from ideomotor.systems.sources import TrainingClips, recorded_actions, tokenized
+from ideomotor.systems.recorded import recorded_actions
+from ideomotor.systems.sources import TrainingClips, tokenized
 from ideomotor.systems.vpdd import (
     PRESETS,
     VIEW,

@@ -20,7 +20,8 @@ from ideomotor.layers.quantize import FSQ
 from ideomotor.predictors.autoregressive import AutoregressiveConfig, AutoregressivePredictor
 from ideomotor.systems.ivideogpt import IVideoGPT, WorldModeling, packed
 from ideomotor.systems.mixed_data import MixedData
-from ideomotor.systems.sources import DataOptions, Sources, TrainingClips, open_sources, recorded_actions, token_caches
+from ideomotor.systems.recorded import recorded_actions
+from ideomotor.systems.sources import DataOptions, Sources, TrainingClips, open_sources, token_caches
 from ideomotor.systems.stages import (
     WORLD_FILE,
     fit,

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from rich.console import Console
 from torch import Tensor
 
@@ -22,7 +21,6 @@ from ideomotor.data.formats import open_dataset
 from ideomotor.data.latent_windows import Draw
 from ideomotor.data.loader import ClipLoader
 from ideomotor.data.mixture import Source
-from ideomotor.data.signals import all_actions, all_proprio
 from ideomotor.data.token_cache import Encode, TokenCache
 from ideomotor.data.windows import PacedWindow, WindowIndex, split
 from ideomotor.systems.demonstrations import learnable
@@ -372,23 +370,3 @@ def token_caches(
                 )
             )
     return caches
-
-
-def recorded_actions(sources: Sequence[Source]) -> Float[Tensor, "n action"]:
-    """Returns the actions of all the sources' episodes, one after the other."""
-    return _recorded(sources, "actions", all_actions)
-
-
-def recorded_states(sources: Sequence[Source]) -> Float[Tensor, "n state"]:
-    """Returns the robot's states of all the sources' episodes, one after the other."""
-    return _recorded(sources, "states", all_proprio)
-
-
-def _recorded(
-    sources: Sequence[Source], what: str, read: Callable[[Dataset], Float[np.ndarray, "n width"]]
-) -> Float[Tensor, "n width"]:
-    parts = [(source.dataset.name, read(source.dataset)) for source in sources]
-    if len({values.shape[1] for _, values in parts}) > 1:
-        widths = ", ".join(f"{name!r} of width {values.shape[1]}" for name, values in parts)
-        raise ValueError(f"the data sets have {what} {widths}: give data sets of one robot")
-    return torch.from_numpy(np.concatenate([values for _, values in parts]))

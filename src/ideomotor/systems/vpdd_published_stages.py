@@ -18,7 +18,8 @@ from ideomotor.policies.gpt_diffusion import GPTDiffusionPolicy, GPTDiffusionPol
 from ideomotor.policies.gpt_multiview import MultiviewGPTPolicy, MultiviewGPTPolicyConfig
 from ideomotor.policies.published_actions import ActionBins, ActionBinsConfig
 from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor, PerceiverDiffusionPredictorConfig
-from ideomotor.systems.sources import DataOptions, Sources, TrainingClips, open_sources, recorded_actions, tokenized
+from ideomotor.systems.recorded import recorded_actions
+from ideomotor.systems.sources import DataOptions, Sources, TrainingClips, open_sources, tokenized
 from ideomotor.systems.stages import (
     IMPORT_FILE,
     PUBLISHED_FILE,

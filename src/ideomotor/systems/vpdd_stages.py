@@ -21,12 +21,11 @@ from ideomotor.policies.actions import TemporalEnsemble
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
 from ideomotor.systems import vpdd_published_stages as published
+from ideomotor.systems.recorded import recorded_actions, recorded_states
 from ideomotor.systems.sources import (
     DataOptions,
     TrainingClips,
     open_sources,
-    recorded_actions,
-    recorded_states,
     tokenized,
 )
 from ideomotor.systems.stages import (

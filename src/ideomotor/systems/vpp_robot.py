@@ -11,7 +11,8 @@ from ideomotor.data.mixture import Source
 from ideomotor.data.signals import read_actions, read_proprio
 from ideomotor.policies.own_robots import own_robot
 from ideomotor.policies.robot_actions import RobotActions
-from ideomotor.systems.sources import Sources, recorded_actions, recorded_states
+from ideomotor.systems.recorded import recorded_actions, recorded_states
+from ideomotor.systems.sources import Sources
 from ideomotor.systems.vpp import VPP
 
 
