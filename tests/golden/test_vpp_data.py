@@ -10,8 +10,9 @@ import torch
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.formats.latent_files import SCALE
 from ideomotor.data.loader import ClipLoader
+from ideomotor.data.mix_files import find_mix, read_mix
 from ideomotor.data.mixture import Source
-from ideomotor.data.sampling import StridedWindow, published_mix
+from ideomotor.data.sampling import StridedWindow
 from ideomotor.data.signals import read_actions, read_proprio
 from ideomotor.data.video import write_video
 from ideomotor.data.windows import read_frames
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.golden
 
 STRIDED = StridedWindow(frames=16, stride=2, start_step=2)
 POLICIES = {  # what the release decides by the name of a path, said outright
-    **{name: sampling.window for name, sampling in published_mix().items()},
+    **{part.name: part.sampling.window for part in read_mix(find_mix("published"))},
     "xhand": STRIDED,
     "xhand_1125_pour": STRIDED,
     "xbot": STRIDED,

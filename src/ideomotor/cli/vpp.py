@@ -12,6 +12,7 @@ from rich.console import Console
 from ideomotor.cli.vpp_videos import VPPGate, VPPPredict
 from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.vpp import VPP
+from ideomotor.systems.vpp_mix import SampledOptions
 from ideomotor.systems.vpp_prepare import PrepareOptions
 from ideomotor.systems.vpp_presets import PRESETS
 
@@ -48,7 +49,7 @@ class VPPPrepare(PrepareOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPPAutoencoder(StageOptions, DataOptions):
+class VPPAutoencoder(StageOptions, SampledOptions):
     """Trains a small autoencoder of our own, or fits a map of patches (preset cpu). With that of SVD there is no need
     to: give its folder as --vae-from.
     """
@@ -59,11 +60,11 @@ class VPPAutoencoder(StageOptions, DataOptions):
         """Does it."""
         from ideomotor.systems.vpp_stages import run_vae
 
-        run_vae(self, self.config, self.out, self.seed, self.fresh)
+        run_vae(self.chosen(self.config.window.frames), self.config, self.out, self.seed, self.fresh)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPPVideo(StageOptions, DataOptions):
+class VPPVideo(StageOptions, SampledOptions):
     """Stage 1: learns to foretell video from one frame and a sentence. Needs no actions."""
 
     vae_from: Path
@@ -82,7 +83,7 @@ class VPPVideo(StageOptions, DataOptions):
         from ideomotor.systems.vpp_stages import run_video
 
         run_video(
-            self, self.config, self.vae_from, self.out, self.seed, self.fresh,
+            self.chosen(self.config.window.frames), self.config, self.vae_from, self.out, self.seed, self.fresh,
             begin_from=self.begin_from, recompute=self.recompute, lora=self.lora,
         )  # fmt: skip
 
@@ -268,8 +269,8 @@ class VPPQuickstart:
 def stages(config: VPP) -> Any:
     """Returns the command group; its stages start from the preset's config."""
     missing = tyro.MISSING
-    vae = VPPAutoencoder(out=missing, data=missing, config=config)
-    video = VPPVideo(out=missing, data=missing, vae_from=missing, config=config)
+    vae = VPPAutoencoder(out=missing, config=config)
+    video = VPPVideo(out=missing, vae_from=missing, config=config)
     policy = VPPPolicy(out=missing, data=missing, validation=0.0, config=config)
     stages = (
         Annotated[VPPPrepare, tyro.conf.subcommand("prepare")]

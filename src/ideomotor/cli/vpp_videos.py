@@ -71,7 +71,7 @@ class VPPPredict:
     start: int = 0
     """The frame that is seen."""
     stride: int | None = None
-    """Frames of the input between foretold frames; by default as in training."""
+    """Frames of the input between foretold frames; by default as in training (of whole clips evenly to the last)."""
     frames: int | None = None
     """Frames foretold; by default as many as in training, more were never learned."""
     steps: int = 10

@@ -67,25 +67,9 @@ class Sampling:
     domain: str = "unknown"
 
     def __post_init__(self) -> None:
-        for name, share in (*self.cameras.items(), ("all cameras", self.weight)):
+        for name, share in (*self.cameras.items(), ("the data set", self.weight)):
             if not 0 < share < math.inf:
-                raise ValueError(f"{name} have weight {share}; weights are positive: leave out what is not wanted")
-
-
-def published_mix() -> dict[str, Sampling]:
-    """Returns how VPP's released config samples its four data sets, in the layout it publishes them in.
-
-    Source:
-        VPP (arXiv 2412.14803), the release's config. What its loader decides by substrings of paths is said here.
-    """
-    whole, strided = WholeClip(frames=16, longest=100), StridedWindow(frames=16, stride=2, start_step=2)
-    two_views = {"camera0": 0.75, "camera1": 0.25}
-    return {
-        "sthv2": Sampling(window=whole, weight=0.4, domain="human"),
-        "bridge": Sampling(window=whole, weight=0.2, domain="robot"),
-        "rt1": Sampling(window=whole, weight=0.2, domain="robot"),
-        "calvin": Sampling(window=strided, cameras=two_views, weight=0.2, domain="simulated"),
-    }
+                raise ValueError(f"{name} has weight {share}; weights are positive: leave out what is not wanted")
 
 
 def sampled_sources(dataset: Dataset, sampling: Sampling, size: tuple[int, int] | None = None) -> list[Source]:

@@ -14,8 +14,11 @@ from ideomotor.data.formats import open_dataset
 from ideomotor.data.mixture import Source
 from ideomotor.data.segments import SegmentWindow
 from ideomotor.data.signals import read_rewards
+from ideomotor.data.whole_clips import WholeClip
 from ideomotor.data.windows import WindowIndex, rewards_in
-from ideomotor.systems.sources import read_facts
+from ideomotor.systems.sources import DataFacts, console, read_facts
+
+WHOLE = "whole clip"  # in the name of such a clip, in place of its first frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class HeldOut:
         rewards: row ``k`` is what that action brought; None where an episode has none.
         episodes: which episode each clip was cut from.
         texts: instruction or caption.
-        names: data set, episode, camera and first frame of each clip.
+        names: data set, episode, camera and first frame of each clip; of a whole one that it is whole.
     """
 
     frames: UInt8[Tensor, "b t c h w"]
@@ -42,25 +45,58 @@ class HeldOut:
 def held_out_clips(folder: Path, data: Sequence[Path], window: SegmentWindow, size: int, count: int) -> HeldOut:
     """Returns clips spread evenly over what the stage held out, or over the data sets that are named.
 
-    Every camera that the stage looked through gives clips of its own; of data sets that are named it is the first.
+    Where the stage took whole clips, these are whole too. Clips of a mix are shared out by its weights, at least one of
+    each data set; one without video is left out, which is told. Every camera that the stage looked through gives clips
+    of its own; of data sets that are named it is the first.
 
     Raises:
         ValueError: the stage held nothing out, or its data are gone.
     """
-    sources = [Source(open_dataset(path), window=window) for path in data] or list(_held_out(folder, window))
-    if not sources:
+    noted = read_facts(folder)
+    if data:
+        return clips_of([Source(open_dataset(path), window=_shown(noted, path, window)) for path in data], size, count)
+    found = [(facts, list(_held_out(facts, window))) for facts in noted if facts.held_out]
+    if not found:
         raise ValueError(f"{folder} held out no episode: name data sets with --data, or train with --validation 0.1")
-    return clips_of(sources, size, count)
+    if any(facts.weight is None for facts, _ in found):
+        return clips_of([source for _, sources in found for source in sources], size, count)
+    seen = [(facts, sources) for facts, sources in found if all(_without_video(source) is None for source in sources)]
+    for facts, _ in found if seen else ():
+        if facts not in [one for one, _ in seen]:
+            console.print(f"no clips are taken of {facts.path}: it has latents alone", markup=False)
+    return _by_weight(seen or found, size, count)
 
 
-def _held_out(folder: Path, window: SegmentWindow) -> Iterator[Source]:
-    for facts in read_facts(folder):
-        if facts.held_out:
-            dataset = open_dataset(Path(facts.path))
-            kept = tuple(episode for episode in dataset.episodes if episode.id in set(facts.held_out))
-            shown = replace(window, stride=facts.stride)
-            for camera in facts.camera.split(","):
-                yield Source(replace(dataset, episodes=kept), window=shown, cameras={"main": camera})
+def _held_out(facts: DataFacts, window: SegmentWindow) -> Iterator[Source]:
+    dataset = open_dataset(Path(facts.path))
+    kept = tuple(episode for episode in dataset.episodes if episode.id in set(facts.held_out))
+    for camera in facts.camera.split(","):
+        yield Source(replace(dataset, episodes=kept), window=_window(facts, window), cameras={"main": camera})
+
+
+def _window(facts: DataFacts, window: SegmentWindow) -> SegmentWindow | WholeClip:
+    return WholeClip(frames=window.frames) if facts.whole else replace(window, stride=facts.stride)
+
+
+def _shown(noted: Sequence[DataFacts], path: Path, window: SegmentWindow) -> SegmentWindow | WholeClip:
+    return WholeClip(frames=window.frames) if whole_clips(noted, path) else window
+
+
+def whole_clips(noted: Sequence[DataFacts], path: Path) -> bool:
+    """Says whether clips of a data set are whole: the stage took such of it, or does not know it and took no others."""
+    known = [facts for facts in noted if facts.path == str(path.resolve())] or noted
+    return bool(known) and all(facts.whole for facts in known)
+
+
+def _by_weight(found: Sequence[tuple[DataFacts, list[Source]]], size: int, count: int) -> HeldOut:
+    """Clips of each data set by its weight: always the next of that which is furthest behind its share."""
+    windows = [sum(len(WindowIndex(source.dataset, source.window)) for source in sources) for _, sources in found]
+    taken = [0] * len(found)
+    for _ in range(min(count, sum(windows))):
+        left = [number for number, there in enumerate(windows) if taken[number] < there]
+        taken[min(left, key=lambda number: taken[number] / (found[number][0].weight or 1.0))] += 1
+    parts = [clips_of(sources, size, some) for (_, sources), some in zip(found, taken, strict=True) if some]
+    return _joined(parts)
 
 
 def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
@@ -86,7 +122,8 @@ def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
         episode = source.dataset.episodes[of]
         episodes.append(f"{source.dataset.name}/{episode.id}")
         texts.append(episode.text)
-        names.append(f"{episodes[-1]}, {camera}, frame {anchor}")
+        pace = WHOLE if isinstance(source.window, WholeClip) else f"frame {anchor}"
+        names.append(f"{episodes[-1]}, {camera}, {pace}")
         if episode.read_actions is not None:
             actions.append(torch.from_numpy(source.window.actions(episode.read_actions(), anchor)[0]))
         if episode.read_rewards is not None:
@@ -106,9 +143,27 @@ def clips_of(sources: Sequence[Source], size: int, count: int) -> HeldOut:
     )
 
 
+def _joined(parts: Sequence[HeldOut]) -> HeldOut:
+    """The clips of all parts; actions and rewards are not joined, as robots differ."""
+    return HeldOut(
+        frames=torch.cat([part.frames for part in parts]),
+        actions=None,
+        rewards=None,
+        episodes=[episode for part in parts for episode in part.episodes],
+        texts=[text for part in parts for text in part.texts],
+        names=[name for part in parts for name in part.names],
+    )
+
+
+def _without_video(source: Source) -> str | None:
+    """The first episode that has no video of the source's camera."""
+    (camera,) = source.camera_names().values()
+    return next((episode.id for episode in source.dataset.episodes if camera not in episode.frames), None)
+
+
 def _refuse_without_video(source: Source) -> None:
     (camera,) = source.camera_names().values()
-    without = next((episode.id for episode in source.dataset.episodes if camera not in episode.frames), None)
+    without = _without_video(source)
     if without is not None:
         raise ValueError(
             f"episode {without!r} of {source.dataset.path} has no video of camera {camera!r}, only latents, and what "

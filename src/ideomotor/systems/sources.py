@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Int, UInt8
@@ -111,7 +111,10 @@ class Sources(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """How a stage read one data set: what was held out or left out, by which camera, frames how far apart, of what."""
+    """How a stage read one data set: what was held out or left out, by which camera, frames how far apart, of what.
+
+    Where ``whole``, frames are spread evenly over each episode instead; ``weight`` is the data set's in a mix.
+    """
 
     path: str
     camera: str
@@ -120,6 +123,8 @@ class DataFacts:
     held_out: list[str]
     left_out: list[dict[str, str]]
     domain: str
+    whole: bool = False
+    weight: float | None = None
 
 
 def read_facts(folder: Path) -> list[DataFacts]:
@@ -128,12 +133,14 @@ def read_facts(folder: Path) -> list[DataFacts]:
     if not path.is_file():
         return []
     try:
-        # What was noted before there were domains names none.
-        entries = [{"domain": "unknown"} | entry for entry in read_json(path)["datasets"]]
+        # What was noted before there were domains, or mixes, names none.
+        known: dict[str, Any] = {"domain": "unknown", "whole": False, "weight": None}
+        entries = [known | entry for entry in read_json(path)["datasets"]]
         facts = [DataFacts(**{f.name: entry[f.name] for f in fields(DataFacts)}) for entry in entries]
         sound = all(isinstance(name, str) for one in facts for name in (one.path, one.camera, *one.held_out))
         sound = sound and all({"path", "reason"} <= set(lost) for one in facts for lost in one.left_out)
-        sound = sound and all(one.domain in DOMAINS for one in facts)
+        sound = sound and all(one.domain in DOMAINS and isinstance(one.whole, bool) for one in facts)
+        sound = sound and all(one.weight is None or 0 < one.weight < math.inf for one in facts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}): it is a note of what the stage learned from. "
@@ -241,7 +248,7 @@ def open_sources(
         if augmented:
             size = kept_size(*dataset.episodes[0].frames[cameras[0]].shape[2:], config.size)
         if encode is None:
-            dataset = _cached(dataset, options.cache, size, cameras, smooth)
+            dataset = decoded(dataset, options.cache, size, cameras, smooth)
         else:
             dataset = encode(dataset, cameras)
         if actions:
@@ -298,9 +305,10 @@ def _cameras(dataset: Dataset, named: str, views: int, latents: bool) -> tuple[s
     return cameras
 
 
-def _cached(
-    dataset: Dataset, root: Path, size: int | tuple[int, int], cameras: tuple[str, ...], smooth: bool
+def decoded(
+    dataset: Dataset, root: Path, size: int | tuple[int, int], cameras: tuple[str, ...], smooth: bool = True
 ) -> Dataset:
+    """Returns the data set with its frames in the cache, where they are decoded once (a bar)."""
     with bar(f"decode {dataset.name}") as progress:
         workers = min(16, os.cpu_count() or 2)
         return cached(dataset, root, size, cameras, workers, progress, smooth)

@@ -17,7 +17,7 @@ from ideomotor.evaluation.statistics import mean_of_clips
 from ideomotor.evaluation.world_page import Film, Told, WorldPage, world_page
 from ideomotor.files import write_text
 from ideomotor.systems.autoencoders import vae_fingerprint
-from ideomotor.systems.held_out import held_out_clips, shown
+from ideomotor.systems.held_out import WHOLE, held_out_clips, shown
 from ideomotor.systems.imagination import FPS
 from ideomotor.systems.panels import truth_above
 from ideomotor.systems.quickstart_report import environment
@@ -180,7 +180,8 @@ def page_of(report: Mapping[str, Any], out: Path) -> str:
                 )
                 for row in report["videos"]
             ],
-            protocol=report["options"] | {"held-out clips": len(report["clips"])},
+            protocol=report["options"]
+            | {"held-out clips": len(report["clips"]), "whole ones of these": _whole(report["clips"])},
             stages=(),
             environment=environment(),
             told=TOLD,
@@ -212,5 +213,12 @@ def gate_table(report: Mapping[str, Any]) -> Table:
         lines.append(f"loss with another sentence {_said(gaps['another'])} more, with none {_said(gaps['none'])} more")
     if report["against"]:
         lines.append(f"loss less that in {report['against']['file']}: {_said(report['against']['loss'])}")
+    if whole := _whole(report["clips"]):
+        lines.append(f"{whole} of {len(report['clips'])} clips are whole ones: their steps lie evenly over an episode")
     table.caption = "\n".join(lines)
     return table
+
+
+def _whole(names: Sequence[str]) -> int:
+    """How many of the clips show a whole episode."""
+    return sum(name.endswith(WHOLE) for name in names)

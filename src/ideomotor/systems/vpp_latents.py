@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,11 +11,12 @@ from ideomotor.data.formats import open_dataset
 from ideomotor.data.latent_encoding import LatentSpec
 from ideomotor.data.latents import LatentCache, is_prepared, with_cached_latents
 from ideomotor.data.mixture import Source
-from ideomotor.data.windows import split
+from ideomotor.data.sampling import Sampling, StridedWindow
 from ideomotor.systems.autoencoders import Autoencoder, vae_fingerprint
 from ideomotor.systems.progress import bar
-from ideomotor.systems.sources import DataFacts, DataOptions, Sources, console, report_quarantine
+from ideomotor.systems.sources import DataOptions, Sources, console
 from ideomotor.systems.vpp import VPP
+from ideomotor.systems.vpp_mix import Opened, SampledData, open_part, refuse_missing, sampled
 from ideomotor.systems.vpp_prepare import VAEEncoder, published_dataset
 from ideomotor.systems.vpp_robot import acting_window, refuse_other_width
 from ideomotor.types import Dataset
@@ -27,40 +27,44 @@ def latent_sources(data: DataOptions, config: VPP, vae: Autoencoder, vae_from: P
 
     Data sets without video that were published as latents are read as they are; see ``_published``.
     """
-    train: list[Source] = []
-    validation: list[Source] = []
-    noted: list[DataFacts] = []
-    for number, path in enumerate(data.data):
-        dataset = open_dataset(path)
-        first = dataset.episodes[0]
-        there = list(first.frames or first.latents)[: config.views]  # fewer cameras than the robot's are welcome
-        cameras = data.cameras[number].split(",") if data.cameras else there
-        if first.frames:
-            dataset = _encoded(dataset, cameras, config, vae, vae_from, data.cache)
-        else:
-            dataset = _published(path, cameras, config, vae)
-        report_quarantine(dataset)
-        learned, held = split(dataset, data.validation) if data.validation else (dataset, None)
-        window = replace(
-            config.window,
-            every=config.video_stage.every,
-            stride=data.strides[number] if data.strides else config.window.stride,
-        )
-        weight = (data.weights[number] if data.weights else 1.0) / len(cameras)
-        domain = data.domains[number] if data.domains else "unknown"
-        for camera in cameras:
-            for part, into in ((learned, train), (held, validation)):
-                if part is not None:
-                    into.append(Source(part, weight, window, {"main": camera}, domain=domain))
-        noted.append(
-            DataFacts(
-                path=str(path.resolve()), camera=",".join(cameras), stride=window.stride,
-                learned=len(learned.episodes),
-                held_out=[episode.id for episode in held.episodes] if held is not None else [],
-                left_out=[asdict(entry) for entry in dataset.quarantined], domain=domain,
-            )
-        )  # fmt: skip
-    return Sources(train, validation, noted)
+    if isinstance(data, SampledData):
+        opened = [open_part(part) for part in data.parts]
+    else:
+        opened = [_option(data, number, config) for number in range(len(data.data))]
+    for number, one in enumerate(opened):
+        if not one.dataset.episodes[0].frames:
+            with one.named():
+                dataset = _published(one.path, list(one.sampling.cameras), config, vae)
+            opened[number] = one._replace(dataset=dataset)
+
+    def ready(one: Opened) -> Dataset:
+        if not one.dataset.episodes[0].frames:
+            return one.dataset
+        return _encoded(one.dataset, list(one.sampling.cameras), config, vae, vae_from, data.cache)
+
+    return sampled(opened, data.validation, ready)
+
+
+def _option(data: DataOptions, number: int, config: VPP) -> Opened:
+    """A data set that was named with --data, sampled as the preset and the options beside it say."""
+    path = data.data[number]
+    dataset = open_dataset(path)
+    first = dataset.episodes[0]
+    there = list(first.frames or first.latents)[: config.views]  # fewer cameras than the robot's are welcome
+    cameras = data.cameras[number].split(",") if data.cameras else there
+    refuse_missing(dataset, cameras)
+    window = StridedWindow(
+        frames=config.window.frames,
+        stride=data.strides[number] if data.strides else config.window.stride,
+        start_step=config.video_stage.every,
+    )
+    sampling = Sampling(
+        window=window,
+        cameras=dict.fromkeys(cameras, 1.0),
+        weight=data.weights[number] if data.weights else 1.0,
+        domain=data.domains[number] if data.domains else "unknown",
+    )
+    return Opened(path, dataset, sampling)
 
 
 def looks_at_latents(data: DataOptions, config: VPP, asked: bool) -> bool:

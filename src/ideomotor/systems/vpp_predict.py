@@ -13,6 +13,7 @@ from ideomotor.data.pictures import decode_picture
 from ideomotor.data.transforms import resize_and_crop
 from ideomotor.data.video_writing import write_video
 from ideomotor.data.windows import read_frames
+from ideomotor.systems.held_out import whole_clips
 from ideomotor.systems.imagination import FPS, check_written, measured, pick_episode
 from ideomotor.systems.panels import truth_above
 from ideomotor.systems.sources import read_facts
@@ -60,7 +61,8 @@ def predict(
         episode: of a data set; by default the first that the stage held out, else the first.
         camera: of an episode; by default one that the stage looked through, else the first.
         start: frame that is seen.
-        stride: frames of the source from one foretold frame to the next; by default as in training.
+        stride: frames of the source from one foretold frame to the next; by default as in training, spread evenly to
+            the last where that was of whole clips.
         frames: foretold; by default as many as in training.
         steps: of Euler's method.
         guidance: how far the sentence pushes; 1 is as learned.
@@ -135,7 +137,8 @@ def clip(
         ValueError: there is no such episode, camera or frame, or its frames are too small.
     """
     chosen, facts = pick_episode(folder, source, episode)
-    if stride is None:
+    whole = whole_clips(read_facts(folder), source) if facts is None else facts.whole
+    if stride is None and not whole:
         stride = config.window.stride if facts is None else facts.stride
     if not chosen.frames:
         raise ValueError(f"{chosen.id} in {source} has no video, only latents: give a video, a picture or a data set")
@@ -146,9 +149,14 @@ def clip(
     if not 0 <= start < chosen.length:
         raise ValueError(f"start is {start}; {chosen.id} has frames 0..{chosen.length - 1}: take one of these")
     refuse_small(chosen.id, *chosen.frames[camera].shape[2:], config.size)
-    indices = range(start, min(start + stride * horizon, chosen.length - 1) + 1, stride)
-    frames = read_frames(chosen, camera, list(indices), (config.size, config.size))
-    name = f"frame {start} of {chosen.id}, {stride} apart"
+    last, pace = chosen.length - 1, f"{stride} apart" if stride is not None else "spread evenly to its last"
+    if stride is not None:
+        indices = list(range(start, min(start + stride * horizon, last) + 1, stride))
+    else:
+        steps = range(1 + min(horizon, config.window.horizon) if start < last else 1)
+        indices = [start + step * (last - start) // config.window.horizon for step in steps]
+    frames = read_frames(chosen, camera, indices, (config.size, config.size))
+    name = f"frame {start} of {chosen.id}, {pace}"
     return Shown(frames[0], frames[1:], chosen.text, name)
 
 

@@ -22,6 +22,7 @@ from ideomotor.systems.autoencoders import Autoencoder, load_vae, vae_fingerprin
 from ideomotor.systems.devices import device_named
 from ideomotor.systems.progress import Tell, bar
 from ideomotor.systems.sources import report_quarantine
+from ideomotor.systems.vpp_mix import open_mix, open_part, refuse_both
 from ideomotor.types import Dataset, Quarantined
 
 _READ = 256  # published latents looked at together
@@ -31,8 +32,13 @@ _READ = 256  # published latents looked at together
 class PrepareOptions:
     """Which data sets become latents, by which VAE, and where they are kept."""
 
-    data: tuple[Path, ...]
-    """One or more data sets in any format (see `ideomotor data inspect`)."""
+    data: tuple[Path, ...] = ()
+    """One or more data sets in any format (see `ideomotor data inspect`). Or else --mix."""
+    mix: str | None = None
+    """A mix in place of --data, as for `ideomotor vpp video`: published, or your own file. Of each data set the cameras
+    that it names are encoded; those without video are read through."""
+    root: Path | None = None
+    """Folder that the paths in the mix are relative to; by default that of its file."""
     vae: Path | None = None
     """Folder of a VAE: one trained here, or that of a diffusers pipeline (SVD). Left out, nothing is encoded, and the
     latents that the data sets were published with are read through."""
@@ -54,8 +60,9 @@ class PrepareOptions:
     """Where latents are kept, named by the fingerprints of data and VAE."""
 
     def __post_init__(self) -> None:
-        if not self.data:
-            raise ValueError("no data set was given: name one or more with --data")
+        refuse_both(self.data, self.mix, self.root)
+        if self.cameras and self.mix is not None:
+            raise ValueError("a mix names the cameras of each data set: leave --cameras out")
         if self.cameras and len(self.cameras) != len(self.data):
             raise ValueError(
                 f"--cameras has {len(self.cameras)} values for {len(self.data)} data sets: give one each, or none"
@@ -112,7 +119,8 @@ def prepare(options: PrepareOptions) -> list[Prepared]:
         ValueError: a data set cannot be read, lacks a camera or latents, or holds damaged ones; the cache lies in it,
             or there is no such device.
     """
-    for path in options.data:
+    parts = [] if options.mix is None else open_mix(options.mix, options.root)
+    for path in (*options.data, *(part.path for part in parts)):
         if options.cache.resolve().is_relative_to(path.resolve()):
             raise ValueError(
                 f"--cache is {options.cache}, in the data set {path}, which it would change: choose another"
@@ -122,16 +130,18 @@ def prepare(options: PrepareOptions) -> list[Prepared]:
     vae = None if options.vae is None else load_vae(options.vae)
     if vae is not None and options.size % vae.config.factor:
         raise ValueError(f"size {options.size} is no multiple of {vae.config.factor}, by which the VAE shrinks frames")
-    done: list[Prepared] = []
+    wanted: list[tuple[Dataset, Sequence[str]]] = []
     for number, path in enumerate(options.data):
         dataset = open_dataset(path)
-        cameras = _cameras(dataset, options.cameras[number] if options.cameras else "", encoded=vae is None)
-        for camera in cameras:
-            with bar(f"{dataset.name} {camera}") as tell:
-                if vae is None:
-                    done.append(_published(dataset, camera, tell))
-                else:
-                    done.append(_encoded(dataset, camera, vae, options, tell))
+        wanted.append((dataset, _cameras(dataset, options.cameras[number] if options.cameras else "", vae is None)))
+    wanted += [(one.dataset, tuple(one.sampling.cameras)) for one in map(open_part, parts)]
+    done: list[Prepared] = []
+    for dataset, camera in [(dataset, camera) for dataset, cameras in wanted for camera in cameras]:
+        with bar(f"{dataset.name} {camera}") as tell:
+            if vae is None or (parts and not dataset.episodes[0].frames):
+                done.append(_published(dataset, camera, tell))
+            else:
+                done.append(_encoded(dataset, camera, vae, options, tell))
     return done
 
 

@@ -44,6 +44,7 @@ from ideomotor.systems.vpp_agent import VPPAgent
 from ideomotor.systems.vpp_encoder import Encoding, looking_through, noted_with, refuse_other_eyes, saved_encoder
 from ideomotor.systems.vpp_features import feature_caches
 from ideomotor.systems.vpp_latents import as_latents, latent_sources, looks_at_latents
+from ideomotor.systems.vpp_mix import SampledData, frame_sources, looked
 from ideomotor.systems.vpp_robot import acting_window, fitted_robot, refuse_other_width
 from ideomotor.systems.vpp_text import goal_encoder, token_encoder
 from ideomotor.systems.vpp_weights import first_weights
@@ -179,8 +180,12 @@ def train_policy(
 def run_vae(data: DataOptions, config: VPP, out: Path, seed: int, fresh: bool) -> None:
     """``ideomotor vpp vae``: opens the data and trains, unless the run has finished."""
     refuse_as_out(out, data)
-    seen = look(data)
-    sources = open_sources(data, config, config.vae_stage) if to_train(out, fresh) else None
+    seen, sources = looked(data), None
+    if to_train(out, fresh):
+        if isinstance(data, SampledData):
+            sources = frame_sources(data, config.size)
+        else:
+            sources = open_sources(data, config, config.vae_stage)
     with open_run(out, config, seed, fresh, data, seen) as run:
         if sources is not None:
             sources.note(out)
@@ -203,7 +208,7 @@ def run_video(
     if lora < 0 or (lora and begin_from is None):
         raise ValueError(f"--lora is {lora}: a rank above 0 needs weights to begin with (--begin-from)")
     token_encoder(config)  # before anything is thrown away
-    seen = look(data)
+    seen = looked(data)
     if begin_from is not None:
         refuse_as_out(out, data, begin_from)
         seen |= {"weights it begins with": first_weights(begin_from, config), "lora": str(lora)}
