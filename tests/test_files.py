@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from ideomotor.files import replacing, write_text
+from ideomotor.files import drafted, replacing, write_text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -16,3 +17,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         draft.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_process_of_the_same_number_leaves_a_clean_draft(tmp_path: Path) -> None:
+    """In a container each run of a command may be process 1, or 7."""
+    left = tmp_path / f".model.new-{os.getpid()}"
+    left.mkdir()
+    (left / "half").write_bytes(b"x")
+    with drafted(tmp_path / "model") as draft:
+        draft.mkdir()
+        assert list(draft.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []

@@ -44,10 +44,11 @@ def drafted(out: Path) -> Iterator[Path]:
     Afterwards the draft is gone, and so is what processes that were killed left of one for the same ``out``.
     """
     out = out.resolve()
-    for leftover in out.parent.glob(f".{glob.escape(out.name)}.new-*"):
-        if not _lives(leftover.name.rpartition("-")[2]):
-            shutil.rmtree(leftover, ignore_errors=True)
     draft = out.with_name(f".{out.name}.new-{os.getpid()}")
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}.new-*"):
+        # In a container the process that was killed had the number that this one has.
+        if leftover == draft or not _lives(leftover.name.rpartition("-")[2]):
+            shutil.rmtree(leftover, ignore_errors=True)
     try:
         yield draft
     finally:

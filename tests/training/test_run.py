@@ -158,6 +158,7 @@ def test_what_a_kill_left_half_written_is_cleared(tmp_path: Path) -> None:
     stage(tmp_path, CONFIG)
     (tmp_path / f".metrics.jsonl.{'0a' * 16}.part").write_text("half")
     (tmp_path / ".mine.part").write_text("keep")
+    (tmp_path / ".probe-99999999").write_bytes(b"x")
     (leftover := tmp_path / f".{next(tmp_path.glob('*/model.safetensors')).parent.name}.new-99999999").mkdir()
     stage(tmp_path, CONFIG)
     assert [path.name for path in tmp_path.glob(".*")] == [".mine.part"] and not leftover.exists()

@@ -28,9 +28,12 @@ def lock(folder: Path) -> Any:
 
 
 def sweep(folder: Path) -> None:
-    """Removes files that a killed process had begun to write (``files.replacing``); the folder must be locked."""
-    for leftover in folder.glob(f".*.{'[0-9a-f]' * 32}.part"):
-        leftover.unlink()
+    """Removes what a killed process had begun to write (``files.replacing``, ``checkpoint.check_writable``); the folder
+    must be locked.
+    """
+    for name in (f".*.{'[0-9a-f]' * 32}.part", ".probe-*"):
+        for leftover in folder.glob(name):
+            leftover.unlink(missing_ok=True)  # a process that is about to find the folder locked takes its own back
 
 
 def clear(folder: Path) -> None:
