@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -28,3 +29,14 @@ def test_a_killed_process_of_the_same_number_leaves_a_clean_draft(tmp_path: Path
         draft.mkdir()
         assert list(draft.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write or a sync says it: without a name
+
+    write_text(path := tmp_path / "page.html", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*page.html'"):
+        write_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -22,6 +22,17 @@ def synced(path: Path) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, an error of the system that names no file, as a write that finds the disk full, names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Inside, a file is written at the path this yields; afterwards it stands at ``path``, also after a power cut.
 
@@ -67,7 +78,7 @@ def _lives(pid: str) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
-    with replacing(path) as draft:
+    with naming(path), replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
@@ -79,16 +90,16 @@ def sole_writer(path: Path) -> Iterator[None]:
         ValueError: another process does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("a+", encoding="utf-8") as file:
+    with path.with_name(f".{path.name}.lock").open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
+            holder = file.read().decode(errors="replace").strip() or "unknown"
             raise ValueError(
-                f"process {file.read().strip() or 'unknown'} adds to {path}: wait for its end, stop it, or choose "
-                "another --out"
+                f"process {holder} adds to {path}: wait for its end, stop it, or choose another --out"
             ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            file.write(b"%d\n" % os.getpid())
         yield

@@ -649,3 +649,12 @@ def test_a_damaged_cache_says_how_to_mend_it(home: Path, tmp_path: Path, capsys:
     (frames.parent / "index.json").write_text('{"kind"')
     assert stage(home, "tokenizer", tmp_path / "c", "--cache", tmp_path / "cache") == 2
     assert f"{frames.parent / 'index.json'} is damaged" in said(capsys)
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(report: cli.Report) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Report, "run", interrupted)
+    assert ideomotor("report") == 130
+    assert capsys.readouterr().err == "stopped; what was finished stays\n"

@@ -82,6 +82,7 @@ def test_sigterm_saves_and_exits_with_143(tmp_path: Path) -> None:
     assert child.returncode == 143
     last = max([2, *(int(line.split()[1]) for line in rest.splitlines() if line.startswith("step"))])
     assert load_state(tmp_path / "state")[0]["step"] == last
+    assert f"stopped after step {last} of 100000; its state is saved" in rest
     assert not (tmp_path / "done.json").exists()
 
 

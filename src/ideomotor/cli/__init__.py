@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {said}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
+        print("stopped; what was finished stays", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from error
 
 

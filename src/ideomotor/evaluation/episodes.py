@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from ideomotor.files import naming
+
 
 class LogRow(Protocol):
     """A frozen dataclass of plain values that one line of a log holds."""
@@ -111,7 +113,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 def append(path: Path, row: LogRow) -> None:
     """Adds a row and sees it on the disk; first cuts off what an earlier kill left of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    with naming(path), path.open("ab+") as file:
         file.seek(0)
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)

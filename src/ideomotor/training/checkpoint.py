@@ -309,7 +309,7 @@ def writing(path: Path) -> Iterator[None]:
     except SaveError:
         raise
     except (OSError, SafetensorError) as error:
-        text = str(error)
+        text = str(error).removesuffix(f": '{path}'")
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text
         way_out = "free some space" if full else "choose another --out, or make it writable"
         raise SaveError(

@@ -119,6 +119,11 @@ class Log:
             self._shown = now
             left = (self.steps - step) * (now - self._began) / max(step - self.start, 1)
             line = f"step {step}/{self.steps}  {rate:.2f} steps/s  {losses}  {left / 60:.1f} min left"
+            self.say(line)
+
+    def say(self, line: str) -> None:
+        """Shows a line, in the main process."""
+        if self.main:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _open_board(self, folder: Path) -> Any:

@@ -258,6 +258,7 @@ class Run:
                 for hook in hooks:
                     hook(self.step, metrics)
                 if signum or self.step == self.pause_at:
+                    log.say(f"stopped after step {self.step} of {steps}; its state is saved: the same command goes on")
                     raise Stopped(128 + signum if signum else 0)
                 if self.step >= steps:
                     return
