@@ -152,3 +152,18 @@ def test_what_is_refused_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (folder / "features.npy").write_bytes(content[:-7])
     with pytest.raises(ValueError, match=r"features\.npy is damaged"):
         build(index, tmp_path)
+
+
+def test_rows_that_were_changed_are_told_of(tmp_path: Path):
+    index = WindowIndex(synthetic_dataset(1, 4, 8), ActingWindow())
+    folder = build(index, tmp_path).folder
+    content = bytearray((folder / "features.npy").read_bytes())
+    content[-1] ^= 0x40  # of the last window's last number
+    (folder / "features.npy").write_bytes(content)
+    cache = FeatureCache(folder)
+    assert cache.read([0, 2]).isfinite().all()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"features of window 3 in .*{folder.name}.* delete the folder"):
+            cache.read([0, 3])
+    (folder / "checks.npy").unlink()  # as an earlier version left it
+    assert FeatureCache(folder).read([3]).shape == (1, 2, 4, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from ideomotor.data.draft import Draft, digest, fill_rows, locked, open_array, r
 from ideomotor.data.latent_windows import read_latents
 from ideomotor.data.token_cache import windows_key
 from ideomotor.data.windows import WindowIndex
+from ideomotor.files import synced
 
 VERSION = 1
 See = Callable[[Shaped[Tensor, "b 1 c h w"], Sequence[str]], Float[Tensor, "b t n d"]]
 """Frames, or means of latents, and their sentences to features."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CHECKS = "checks.npy"
 _WAY_OUT = "choose another cache folder, take fewer windows, or train without a cache of features"
 
 
@@ -28,7 +31,8 @@ class FeatureCache:
     """The features of every window of one camera, in a finished folder; read only and shared between processes.
 
     They are stored as float16, whose error is 1/2048 of a value at most, and 3e-8 where values are below 6e-5: that of
-    float32 that lost 13 bits, and next to none of what was bfloat16.
+    float32 that lost 13 bits, and next to none of what was bfloat16. A row is compared with its checksum when it is
+    first read; caches of earlier versions have none.
 
     Attributes:
         features: a row a window of the index.
@@ -48,13 +52,29 @@ class FeatureCache:
         self.folder, self.windows, self.model = folder, str(index["windows"]), str(index["model"])
         self.dtype = _DTYPES[str(index["dtype"])]
         self.features: Float16[np.ndarray, "window t n d"] = open_array(folder / "features.npy", tuple(index["shape"]))
+        there = (folder / _CHECKS).is_file()
+        self._checks = open_array(folder / _CHECKS, self.features.shape[:1]) if there else None
+        self._unread = np.full(len(self.features), there)
 
     def __len__(self) -> int:
         return len(self.features)
 
     def read(self, windows: Sequence[int]) -> Float[Tensor, "b t n d"]:
-        """Returns a copy of the features of these windows."""
-        return torch.from_numpy(self.features[np.asarray(windows, dtype=np.int64)]).to(self.dtype)
+        """Returns a copy of the features of these windows.
+
+        Raises:
+            ValueError: they are not what was written; the message names the folder.
+        """
+        wanted = np.asarray(windows, dtype=np.int64)
+        rows = self.features[wanted]
+        for place in np.flatnonzero(self._unread[wanted]).tolist():
+            if self._checks is not None and zlib.crc32(rows[place].tobytes()) != self._checks[wanted[place]]:
+                raise ValueError(
+                    f"the features of window {wanted[place]} in {self.folder} are not what was written, as after a "
+                    "fault of the disk: delete the folder, and they are made again"
+                )
+        self._unread[wanted] = False
+        return torch.from_numpy(rows).to(self.dtype)
 
     @staticmethod
     def place(index: WindowIndex, root: Path, model: str, camera: str, size: tuple[int, int] | None = None) -> Path:
@@ -117,6 +137,9 @@ class _Filler:
         what = f"the feature cache of {self.index.dataset.name!r}"
         total = len(self.index)
         shape = fill_rows(draft, "features.npy", total, batch_size, self._seen, what, progress, _WAY_OUT)
+        rows = open_array(draft.folder / "features.npy", shape)
+        np.save(draft.folder / _CHECKS, np.array([zlib.crc32(row.tobytes()) for row in rows], dtype=np.uint32))
+        synced(draft.folder / _CHECKS)
         draft.finish({"kind": "features", "version": VERSION, **names, "shape": shape, "dtype": self.dtype})
 
     @torch.inference_mode()
