@@ -1,6 +1,7 @@
 """VPP's gate and its predictions, on a model trained for seconds: the same figures every time, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -85,6 +86,33 @@ def test_the_same_command_gives_the_same_figures(
     shape = VideoFrames(tmp_path / "a" / a["videos"][0]["file"]).shape
     assert shape == (4, 3, 2 * 72, 2 * 72)  # truth above, two futures side by side
     assert digest(home) == before
+
+
+def test_data_that_moved_are_the_same_data(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As after ``mv`` of data and stage: the gate says what to do, and the stage's own command does it."""
+    stage, films = tmp_path / "video", tmp_path / "elsewhere/films"
+    shutil.copytree(home / "video", stage)
+    shutil.copytree(home / "films", films)
+    for name in ("run.json", "data.json"):
+        (stage / name).write_text((stage / name).read_text().replace(str(home / "films"), str(tmp_path / "gone")))
+    words = ("vpp", "video", "--preset", "tiny", "--data", films, "--cache", home / "cache", "--validation", 0.5)
+    words += ("--vae-from", home / "vae", "--out", stage)
+    before = (stage / "predictor/model.safetensors").read_bytes()
+    assert ideomotor("vpp", "gate", stage, *QUICK, "--videos", 0) == 2
+    shown = said(capsys)
+    assert "gone, of which the stage" in shown and "with its new --data" in shown
+    for place in (tmp_path / "for a while", films):
+        films.rename(place)
+        words = tuple(place if word == films else word for word in words)
+        films = place
+        assert ideomotor(*words) == 0
+        assert json.loads((stage / "data.json").read_text())["datasets"][0]["path"] == str(films)
+    assert ideomotor("vpp", "gate", stage, *QUICK, "--videos", 0) == 0
+    (stage / "done.json").unlink()  # as if it had been killed while it saved
+    assert ideomotor(*words) == 0 and (stage / "done.json").is_file()
+    assert (stage / "predictor/model.safetensors").read_bytes() == before
+    next(films.glob("*.mp4")).unlink()
+    assert ideomotor(*words) == 2 and "of other settings" in said(capsys)
 
 
 def test_a_clip_has_the_same_figures_whoever_stands_beside(home: Path) -> None:

@@ -6,7 +6,7 @@ A stage's folder says by its config file which form it is of.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from ideomotor.layers.text import ClipText, HashedWords, SentenceEncoder
 from ideomotor.systems.ivideogpt import IVideoGPT
-from ideomotor.systems.sources import DataOptions, TrainingClips, read_facts
+from ideomotor.systems.sources import DataOptions, Sources, TrainingClips, read_facts
 from ideomotor.systems.trials import View
 from ideomotor.systems.vpdd import VPDD, Stage, view_names
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
@@ -51,18 +51,48 @@ def open_run(
     data: DataOptions | None = None,
     trained_on: Mapping[str, str] | None = None,
 ) -> Run:
-    """Returns the stage's run, and leaves the model's config beside it."""
+    """Returns the stage's run, and leaves the model's config beside it.
+
+    Data sets that moved since the run was begun are the same data; where they lie now is noted.
+    """
+    seen = dict(trained_on or {})
+    now = [] if data is None else [str(path.resolve()) for path in data.data]
     if data is not None:  # a command's own options are a DataOptions and more; where the cache lies decides nothing
+        moved = {} if fresh else _moved(out, now, seen)
+        seen = {moved.get(name, name): value for name, value in seen.items()}
         facts = {option.name: getattr(data, option.name) for option in fields(DataOptions)}
-        data = DataOptions(**facts | {"cache": Path(), "data": tuple(path.resolve() for path in data.data)})
-    settings = StageSettings(model=config, data=data, trained_on=trained_on or {})
+        data = DataOptions(**facts | {"cache": Path(), "data": tuple(Path(moved.get(path, path)) for path in now)})
+    settings = StageSettings(model=config, data=data, trained_on=seen)
     run = Run(out, seed=seed, config=settings, fresh=fresh, save_steps=config.save_every)
     if run.processes.is_main:
+        if run.finished:
+            _note_places(out, now)
         ours = CONFIG_FILES[type(config)]
         write_json(out / ours, config_to_json(config))
         for other in set(CONFIG_FILES.values()) - {ours}:
             (out / other).unlink(missing_ok=True)  # of a run that --fresh threw away
     return run
+
+
+def _moved(out: Path, now: Sequence[str], seen: Mapping[str, str]) -> dict[str, str]:
+    """From where data sets lie now to where they lay when the run in ``out`` was begun, if their fingerprints say that
+    they are the same ones in the same order; nothing where they did not move, or are others.
+    """
+    if not (out / "run.json").is_file():
+        return {}
+    begun = read_json(out / "run.json").get("config") or {}
+    then, known = (begun.get("data") or {}).get("data", []), begun.get("trained_on", {})
+    alike = len(then) == len(now) and all(
+        there in known and known[there] == seen.get(here) for there, here in zip(then, now, strict=True)
+    )
+    return dict(zip(now, then, strict=True)) if alike and then != list(now) else {}
+
+
+def _note_places(out: Path, now: Sequence[str]) -> None:
+    """Notes where the data sets of a finished stage lie now; one that trains on notes it anyway."""
+    facts = read_facts(out)
+    if len(facts) == len(now) and [one.path for one in facts] != list(now):
+        Sources([], [], [replace(one, path=path) for one, path in zip(facts, now, strict=True)]).note(out)
 
 
 def refuse_as_out(out: Path, data: DataOptions, earlier: Path | None = None) -> None:
