@@ -109,10 +109,25 @@ def test_data_that_moved_are_the_same_data(home: Path, tmp_path: Path, capsys: p
         assert json.loads((stage / "data.json").read_text())["datasets"][0]["path"] == str(films)
     assert ideomotor("vpp", "gate", stage, *QUICK, "--videos", 0) == 0
     (stage / "done.json").unlink()  # as if it had been killed while it saved
+    shutil.rmtree(stage / "predictor")
+    assert ideomotor("vpp", "gate", stage, *QUICK) == 2
+    assert "has not finished: run its command again" in said(capsys)
     assert ideomotor(*words) == 0 and (stage / "done.json").is_file()
     assert (stage / "predictor/model.safetensors").read_bytes() == before
     next(films.glob("*.mp4")).unlink()
     assert ideomotor(*words) == 2 and "of other settings" in said(capsys)
+
+
+def test_an_edited_config_of_stage_1_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = tmp_path / "video"
+    shutil.copytree(home / "video", stage)
+    path = stage / "vpp.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"size": 64}))
+    assert ideomotor("vpp", "gate", stage, *QUICK) == 2
+    shown = said(capsys)
+    assert str(path) in shown and "size: 32 -> 64" in shown and "run its command again" in shown
+    assert not (stage / "gate").exists()
 
 
 def test_a_clip_has_the_same_figures_whoever_stands_beside(home: Path) -> None:

@@ -20,7 +20,7 @@ from ideomotor.systems.vpdd import VPDD, Stage, view_names
 from ideomotor.systems.vpdd_published_config import PublishedVPDD
 from ideomotor.systems.vpp import VPP
 from ideomotor.training.checkpoint import read_json, read_model_info, write_json
-from ideomotor.training.config import config_from_json, config_to_json
+from ideomotor.training.config import config_from_json, config_to_json, differences
 from ideomotor.training.run import Run
 
 System = VPDD | PublishedVPDD | IVideoGPT | VPP
@@ -143,6 +143,32 @@ def read_config(path: Path, cls: type[Config]) -> Config:
         return config_from_json(cls, read_json(path))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuses a folder whose run was stopped before its end, also while it saved its models.
+
+    Raises:
+        ValueError: naming what to do.
+    """
+    if (folder / "run.json").is_file() and not (folder / "done.json").is_file():
+        raise ValueError(f"the stage in {folder} has not finished: run its command again, it goes on where it stopped")
+
+
+def refuse_edited(path: Path, config: System) -> None:
+    """Refuses a stage's config that is not the one its run was begun with; a folder without a run is taken as it is.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    run = path.with_name("run.json")
+    begun = (read_json(run).get("config") or {}).get("model") if run.is_file() else None
+    changed = [] if begun is None else differences(begun, config_to_json(config))
+    if changed:
+        raise ValueError(
+            f"{path} is not what the run beside it was begun with (begun -> {path.name}): {'; '.join(changed)}. Put "
+            "the run's own back (run its command again, which trains nothing anew), or train with these settings"
+        )
 
 
 def look(data: DataOptions) -> dict[str, str]:

@@ -35,8 +35,10 @@ from ideomotor.systems.stages import (
     open_run,
     read_config,
     refuse_as_out,
+    refuse_edited,
     refuse_strangers,
     refuse_strides,
+    refuse_unfinished,
     to_train,
 )
 from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Looking
@@ -102,6 +104,7 @@ def load_models(folder: Path, device: str | torch.device = "cpu") -> Models:
             )
     if all(part is None for part in models[1:]):
         raise ValueError(f"the stage in {folder} has not finished: run its command again, it goes on where it stopped")
+    refuse_edited(folder / VPP_FILE, config)
     return models
 
 
@@ -309,6 +312,7 @@ def seeing(folder: Path, config: VPP) -> tuple[Autoencoder, LatentDiffusion | No
     if config.eyes == "latents":
         return vae, None
     if models.predictor is None:
+        refuse_unfinished(folder)
         raise ValueError(f"{folder} holds no video model: give the --out folder of `ideomotor vpp video`")
     wanted = replace(config.video, latent_scale=vae.scale)
     changed = differences(config_to_json(models.predictor.config), config_to_json(wanted))
@@ -343,6 +347,7 @@ def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPPAgent:
     """Returns the agent of a finished stage 2; it thinks on ``device``."""
     models = load_models(folder, device)
     if models.policy is None or models.looking is None:
+        refuse_unfinished(folder)
         raise ValueError(f"{folder} holds no policy: give the --out folder of `ideomotor vpp policy`")
     config = models.looking.config
     needed = {"foresight": models[1:3], "latents": models[1:2], "encoder": models[3:4], "pixels": ()}[config.eyes]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.systems.autoencoders import Autoencoder
+from ideomotor.systems.stages import refuse_unfinished
 from ideomotor.systems.vpp import VPP, TokenEncoder
 from ideomotor.systems.vpp_stages import load_models
 from ideomotor.systems.vpp_text import token_encoder
@@ -34,6 +35,7 @@ class VideoModel:
         """
         models = load_models(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if models.vae is None or models.predictor is None:
+            refuse_unfinished(folder)
             raise ValueError(f"{folder} holds no video model: give the --out folder of `ideomotor vpp video`")
         return cls(models.config, models.vae, models.predictor, token_encoder(models.config, folder))
 
