@@ -1,6 +1,7 @@
 """VPP's gate and its predictions, on a model trained for seconds: the same figures every time, and what is refused."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from fractions import Fraction
@@ -18,6 +19,7 @@ from test_bad_pairs import digest, ideomotor, recording, said
 
 from ideomotor.data.synthetic import synthetic_disc
 from ideomotor.data.video import VideoFrames, write_video
+from ideomotor.files import sole_writer
 from ideomotor.systems.held_out import HeldOut
 from ideomotor.systems.vpp_gate_scores import Asked, GateOptions, denoising, measure, other_sentences
 from ideomotor.systems.vpp_videos import VideoModel
@@ -86,6 +88,13 @@ def test_the_same_command_gives_the_same_figures(
     shape = VideoFrames(tmp_path / "a" / a["videos"][0]["file"]).shape
     assert shape == (4, 3, 2 * 72, 2 * 72)  # truth above, two futures side by side
     assert digest(home) == before
+
+
+def test_two_gates_do_not_write_into_one_folder(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sole_writer(tmp_path / "gate.json"):
+        assert ideomotor("vpp", "gate", home / "video", *QUICK, "--out", tmp_path) == 2
+    assert f"process {os.getpid()} adds to" in said(capsys)
+    assert not list(tmp_path.glob("*.html"))
 
 
 def test_data_that_moved_are_the_same_data(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

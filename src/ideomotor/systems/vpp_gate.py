@@ -15,7 +15,7 @@ from ideomotor.data.segments import SegmentWindow
 from ideomotor.data.video_writing import write_video
 from ideomotor.evaluation.statistics import mean_of_clips
 from ideomotor.evaluation.world_page import Film, Told, WorldPage, world_page
-from ideomotor.files import write_text
+from ideomotor.files import sole_writer, write_text
 from ideomotor.systems.autoencoders import vae_fingerprint
 from ideomotor.systems.held_out import WHOLE, held_out_clips, shown
 from ideomotor.systems.imagination import FPS
@@ -59,8 +59,8 @@ def gate(
         device: where to compute; CUDA where there is any, else the CPU.
 
     Raises:
-        ValueError: the folder holds no video model, nothing was held out, ``against`` does not pair, or ``out`` cannot
-            be written, or lies in the data.
+        ValueError: the folder holds no video model, nothing was held out, ``against`` does not pair, ``out`` cannot be
+            written, or lies in the data, or another process writes its figures there.
     """
     if videos < 0:
         raise ValueError(f"videos is {videos}; wanted 0 or more")
@@ -77,13 +77,13 @@ def gate(
     if theirs is not None:
         gaps = [ours - other for ours, other in zip(found.clip_losses, theirs, strict=True)]
         report["against"] = {"file": str(against), "loss": mean_of_clips(gaps, clips.episodes).plain()}
-    out.mkdir(parents=True, exist_ok=True)
-    for number in shown(clips, videos) if videos else ():
-        name, frames = f"clip-{number}.mp4", clips.frames[number]
-        write_video(out / name, truth_above(frames[:1], frames[1:], futures[:, number]), FPS)
-        report["videos"].append({"file": name, "text": clips.texts[number], "clip": clips.names[number]})
-    write_json(out / FILE, report)
-    write_text(out / "gate.html", page_of(report, out))
+    with sole_writer(out / FILE):  # figures, films and page of one trial, where two end at once
+        for number in shown(clips, videos) if videos else ():
+            name, frames = f"clip-{number}.mp4", clips.frames[number]
+            write_video(out / name, truth_above(frames[:1], frames[1:], futures[:, number]), FPS)
+            report["videos"].append({"file": name, "text": clips.texts[number], "clip": clips.names[number]})
+        write_json(out / FILE, report)
+        write_text(out / "gate.html", page_of(report, out))
     return report
 
 
