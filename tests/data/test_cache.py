@@ -164,6 +164,11 @@ def test_a_damaged_cache_names_the_way_out(tmp_path: Path):
     dataset = synthetic_dataset(1, 50, 8)
     cached(dataset, tmp_path, 8)
     folder = next(tmp_path.glob("frames-*"))
+    whole = (folder / "signals.safetensors").read_bytes()
+    os.truncate(folder / "signals.safetensors", len(whole) // 2)
+    with pytest.raises(ValueError, match=r"signals\.safetensors is damaged .*delete the folder"):
+        cached(dataset, tmp_path, 8)
+    (folder / "signals.safetensors").write_bytes(whole)
     os.truncate(folder / "frames.npy", 1000)
     with pytest.raises(ValueError, match="delete the folder"):
         cached(dataset, tmp_path, 8)

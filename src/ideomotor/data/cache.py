@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -142,7 +142,12 @@ class FrameCache:
         self.folder, self.key, self.camera = folder, str(index["key"]), str(index["camera"])
         self.frames = open_array(folder / "frames.npy", tuple(index["shape"]))
         # One handle for all episodes: each opening would parse the names of every episode's signals anew.
-        self._signals = safe_open(folder / "signals.safetensors", framework="numpy")
+        try:
+            self._signals = safe_open(folder / "signals.safetensors", framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{folder / 'signals.safetensors'} is damaged ({error}): delete the folder, and it is built again"
+            ) from error
         self.quarantined = tuple(Quarantined(**entry) for entry in index["quarantined"])
         self.dataset = Dataset(
             name=index["name"],
