@@ -1,5 +1,6 @@
 """Bad input, through the commands: a clear line, or an entry among what was left out, and nothing half written."""
 
+import errno
 import hashlib
 import json
 import os
@@ -658,3 +659,13 @@ def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(cli.Report, "run", interrupted)
     assert ideomotor("report") == 130
     assert capsys.readouterr().err == "stopped; what was finished stays\n"
+
+
+def test_a_full_disk_is_told_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    why = "the cache needs 2 MB and 1 MB is free: free some space"
+
+    def full(report: cli.Report) -> None:
+        raise OSError(errno.ENOSPC, why)
+
+    monkeypatch.setattr(cli.Report, "run", full)
+    assert ideomotor("report") == 2 and said(capsys) == f"error: {why}"

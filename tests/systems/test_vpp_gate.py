@@ -217,6 +217,7 @@ def test_what_cannot_be_foretold_is_refused(home: Path, tmp_path: Path, capsys: 
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"no picture")
     (tmp_path / "broken.mp4").write_bytes(b"no film")
     (tmp_path / "notes.txt").write_text("no film")
+    (tmp_path / "folder.mp4").mkdir()
     one = home / "films/3.mp4"
     for source, more, why in [
         (tmp_path / "small.png", (), "shows 4x4 pixels; the model looks at 32x32"),
@@ -231,6 +232,8 @@ def test_what_cannot_be_foretold_is_refused(home: Path, tmp_path: Path, capsys: 
         (one, ("--episode", "wrist"), "has no episode 'wrist'"),
         (one, ("--out", one), "would overwrite"),
         (one, ("--out", tmp_path / "a.txt"), ".txt"),
+        (one, ("--out", tmp_path / "folder.mp4"), "folder.mp4 is a folder"),
+        (one, ("--out", tmp_path / "notes.txt/a.mp4"), "notes.txt is a file"),
         (one, ("--frames", 0), "both start at 1"),
         (one, ("--samples", 0), "at least 1 sample"),
         (one, ("--guidance", "nan"), "guidance nan"),

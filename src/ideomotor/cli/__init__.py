@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError, RuntimeError) as error:
         if debug:
             raise
-        said = str(error)
+        said = str(error).removeprefix(f"[Errno {getattr(error, 'errno', None)}] ")  # a number tells nobody anything
         if isinstance(error, OSError) and error.filename and error.strerror:
             said = f"{error.filename}: {error.strerror}"
             if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):

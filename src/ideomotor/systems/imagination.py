@@ -170,13 +170,15 @@ def imagine_file(
 
 
 def check_written(source: Path, out: Path, film: Path | None) -> None:
-    """Refuses to write where the input lies, or files that cannot hold a video.
+    """Refuses to write where the input or a folder lies, or files that cannot hold a video.
 
     Raises:
         ValueError: naming the path.
     """
     for path in (out, *filter(None, [film])):
         container_of(path)
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, and a video is to be written there: give the name of a file")
         if path.resolve().is_relative_to(source.resolve()):  # the file itself, or a place in the data set
             raise ValueError(f"{path} would overwrite or join the input {source}: choose another --out or --film")
     if film is not None and film.resolve() == out.resolve():

@@ -18,6 +18,7 @@ from ideomotor.systems.imagination import FPS, check_written, measured, pick_epi
 from ideomotor.systems.panels import truth_above
 from ideomotor.systems.sources import read_facts
 from ideomotor.systems.vpp import VPP
+from ideomotor.systems.vpp_gate import refuse_place
 from ideomotor.systems.vpp_videos import VideoModel, refuse_sampling
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -78,6 +79,7 @@ def predict(
     if (frames is not None and frames < 1) or (stride is not None and stride < 1):
         raise ValueError(f"frames is {frames}, stride is {stride}; both start at 1")
     check_written(source, out, None)
+    refuse_place(out.resolve().parent, ())
     model = VideoModel.load(folder, device)
     horizon = model.config.window.horizon if frames is None else frames
     if source.suffix.lower() in PICTURES:

@@ -309,11 +309,12 @@ def writing(path: Path) -> Iterator[None]:
     except SaveError:
         raise
     except (OSError, SafetensorError) as error:
-        text = str(error).removesuffix(f": '{path}'")
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text
+        number = getattr(error, "errno", None)
+        text = str(error).removeprefix(f"[Errno {number}] ").removesuffix(f": '{path}'")
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text
         way_out = "free some space" if full else "choose another --out, or make it writable"
         raise SaveError(
-            errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO,
+            errno.ENOSPC if full else number or errno.EIO,
             f"cannot write {path}: {text}. What was saved before is intact; {way_out} and run the same command again",
         ) from error
 
