@@ -144,6 +144,19 @@ def test_damage_is_found(tmp_path: Path) -> None:
         load_model(folder, Toy, ToyConfig)
 
 
+def test_a_state_that_a_disk_changed_is_found(tmp_path: Path) -> None:
+    save_state(tmp_path, {"step": 1}, state(1.0))
+    (file,) = tmp_path.glob("step-*/learner-0.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 0x40  # a number, which the file's own layout says nothing of
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"learner-0\.safetensors is damaged .* to train from the start"):
+        load_state(tmp_path)
+    about = json.loads((file.parent / "state.json").read_text())
+    (file.parent / "state.json").write_text(json.dumps({k: v for k, v in about.items() if k != "sha256"}))
+    assert load_state(tmp_path)[0]["step"] == 1  # as an earlier version left it
+
+
 @pytest.fixture
 def full_disk():
     """Every file of this process ends at 64 bytes, as on a full disk: the kernel refuses the write in the middle."""
