@@ -70,9 +70,9 @@ def held_out_clips(folder: Path, data: Sequence[Path], window: SegmentWindow, si
 def _held_out(facts: DataFacts, window: SegmentWindow) -> Iterator[Source]:
     if not Path(facts.path).exists():
         raise FileNotFoundError(
-            f"{facts.path}, of which the stage held out {len(facts.held_out)} episodes, is gone: where it moved, run the "
-            "stage's own command with its new --data, which notes the place and trains nothing anew; or name other data "
-            "sets with --data"
+            f"{facts.path}, of which the stage held out {len(facts.held_out)} episodes, is gone: where it moved, run "
+            "the stage's own command with its new --data, which notes the place and trains nothing anew; or name "
+            "other data sets with --data"
         )
     dataset = open_dataset(Path(facts.path))
     kept = tuple(episode for episode in dataset.episodes if episode.id in set(facts.held_out))
