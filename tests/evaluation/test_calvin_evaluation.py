@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -291,6 +292,14 @@ def test_figures_by_hand():
         assert counted.successes == sum(done for name, done in tried if name == task)
         assert counted.interval[0] <= counted.successes / counted.episodes <= counted.interval[1]
     assert list(summary.tasks) == [task for task in TASKS if task in summary.tasks]
+
+
+def test_where_all_ended_alike_the_mean_length_claims_no_interval():
+    for solved in (0, 5):
+        summary = summarize_sequences([result(number, solved, state=number) for number in range(20)])
+        assert summary.average_length.value == solved
+        assert math.isnan(summary.average_length.low) and math.isnan(summary.average_length.high)
+        assert summary.rates[0].high - summary.rates[0].low > 0.1
 
 
 def test_tables_hold_the_same_figures(tmp_path):

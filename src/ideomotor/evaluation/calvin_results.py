@@ -61,7 +61,8 @@ class SequenceSummary:
         sequences: how many were run.
         rates: the share in which the first task, the first two, ... all five were done; Wilson's intervals.
         average_length: mean number of tasks done in a row; its interval draws initial states, each with all its
-            sequences, as those resemble each other.
+            sequences, as those resemble each other. It is NaN where there is one state, or where all sequences ended
+            alike: drawn again they stay as they are, which is no certainty.
         tasks: of each task that was tried, how often it was, and done; in CALVIN's order.
     """
 
@@ -96,10 +97,11 @@ def summarize_sequences(results: Collection[SequenceResult]) -> SequenceSummary:
         if done:
             estimate = wilson(sum(done), len(done))
             tasks[task] = TaskSuccess(episodes=len(done), successes=sum(done), interval=(estimate.low, estimate.high))
+    length = mean_of_clips(solved, [result.state for result in results])
     return SequenceSummary(
         sequences=len(results),
         rates=tuple(wilson(sum(n >= row for n in solved), len(solved)) for row in range(1, SEQUENCE_LENGTH + 1)),
-        average_length=mean_of_clips(solved, [result.state for result in results]),
+        average_length=length if len(set(solved)) > 1 else Estimate(length.value, math.nan, math.nan),
         tasks=tasks,
     )
 
@@ -137,7 +139,7 @@ def write_tables(folder: Path, arms: Mapping[str, SequenceSummary]) -> None:
 
 def _intervals(summary: SequenceSummary) -> dict[str, Any]:
     length = summary.average_length
-    known = math.isfinite(length.low)  # sequences of a single initial state have none
+    known = math.isfinite(length.low)  # one state, or sequences that all ended alike, have none
     return {
         "sequences": summary.sequences,
         "avg_seq_len_interval": [length.low, length.high] if known else None,

@@ -209,7 +209,7 @@ def sequence_table(summary: SequenceSummary) -> Table:
     for row, rate in enumerate(summary.rates, start=1):
         table.add_row(str(row), str(summary.sequences), f"{rate.value:.3f}", f"{rate.low:.3f} to {rate.high:.3f}")
     length = summary.average_length
-    known = length.low == length.low  # one initial state has no interval
+    known = length.low == length.low  # one initial state, or all ended alike: no interval
     table.add_row("mean length", "", f"{length.value:.2f}", f"{length.low:.2f} to {length.high:.2f}" if known else "")
     return table
 
