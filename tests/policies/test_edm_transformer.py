@@ -121,6 +121,23 @@ def test_proprioception_is_trained() -> None:
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.proprio.parameters())
 
 
+def test_states_of_any_range_are_brought_to_one() -> None:
+    plain, standard = policy(), policy(proprio_standard=True)
+    recorded = torch.randn(500, 2, generator=seeded()) * torch.tensor([0.01, 0.0]) + torch.tensor([0.5, 3.0])
+    standard.measure_proprio(recorded)
+    standard.load_state_dict(standard.state_dict() | plain.state_dict())
+    seen = batch(64)
+    inside = seen | {
+        "proprio": (recorded[:64] - recorded.mean(0)) / torch.tensor([recorded[:, 0].std(correction=0), 1])
+    }
+    torch.testing.assert_close(standard.encode(**seen | {"proprio": recorded[:64]}), plain.encode(**inside))
+    again = EDMTransformer(standard.config)
+    again.load_state_dict(standard.state_dict())  # saved with the weights
+    assert torch.equal(again.proprio_mean, standard.proprio_mean) and again.proprio_deviation[1] == 1
+    with pytest.raises(ValueError, match="its width is 0"):
+        policy(proprio_width=0, proprio_standard=True)
+
+
 def test_proprioception_may_be_withheld_where_that_was_trained() -> None:
     model, seen = policy(proprio_dropout=0.5), batch(64)
     proprio = seen["proprio"].requires_grad_()

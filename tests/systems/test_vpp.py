@@ -279,9 +279,11 @@ def test_a_state_of_another_width_is_told_before_anything_is_thrown_away(
         recording(tmp_path / f"shown/{number}.npz")
         with np.load(tmp_path / f"shown/{number}.npz") as file:
             arrays = dict(file)
-        np.savez(tmp_path / f"shown/{number}.npz", **arrays, proprio=np.zeros((12, 2), np.float32))
+        np.savez(tmp_path / f"shown/{number}.npz", **arrays, proprio=np.full((12, 2), 5, np.float32))
     words = ("policy", tmp_path / "a", "--data", tmp_path / "shown", "--policy.proprio-width")
-    assert stage(home, *words, 2) == 0
+    assert stage(home, *words, 2, "--policy.proprio-standard") == 0
+    learned = load_models(tmp_path / "a").policy
+    assert learned is not None and learned.proprio_mean.tolist() == [5, 5]  # measured, and saved
     before = digest(tmp_path / "a")
     assert stage(home, *words, 3, "--fresh") == 2
     assert "a state of width 2, the policy is to read one of 3: set --policy.proprio-width 2" in said(capsys)

@@ -49,6 +49,8 @@ class EDMTransformerConfig:
         chunk: actions foretold together.
         feature_width, goal_width: of a feature token and of the sentence's vector.
         proprio_width: dimensions of proprioception, wanted in about -1..1; 0 for none.
+        proprio_standard: proprioception of any range: each dimension is brought to mean 0 and deviation 1, by the
+            states that ``measure_proprio`` was given. A state in metres is else hardly heard in a short training.
         proprio_dropout: share of training samples whose proprioception is withheld, so that the policy can also act
             without and does not lean on it alone.
         action_positions: actions are told their place. The published ones are not, and have to tell it from how many
@@ -68,6 +70,7 @@ class EDMTransformerConfig:
     feature_width: int = 384
     goal_width: int = 512
     proprio_width: int = 0
+    proprio_standard: bool = False
     proprio_dropout: float = 0.0
     action_positions: bool = True
     sigma_data: float = 0.5
@@ -90,8 +93,14 @@ class EDMTransformerConfig:
                 f"proprio_dropout is {self.proprio_dropout}, wanted in [0, 1); sigma_data {self.sigma_data}, wanted "
                 f"above 0; sigma_min {self.sigma_min} and sigma_max {self.sigma_max}, wanted 0 < sigma_min < sigma_max"
             )
-        if self.published_places and (self.proprio_dropout or self.action_positions):
-            raise ValueError("the published network has no proprio_dropout and no action_positions: leave these out")
+        if self.proprio_standard and not self.proprio_width:
+            raise ValueError(
+                "proprio_standard needs proprioception to measure, and its width is 0: set --policy.proprio-width"
+            )
+        if self.published_places and (self.proprio_dropout or self.action_positions or self.proprio_standard):
+            raise ValueError(
+                "the published network has no proprio_dropout, proprio_standard and action_positions: leave these out"
+            )
         covered = [place for group in self.groups for place in range(group.first, group.first + group.width)]
         if self.groups and sorted(covered) != list(range(self.action_width)):
             raise ValueError(
@@ -107,6 +116,9 @@ class EDMTransformer(nn.Module):
     proprioception is trained, and nothing is held that is not used; a field of the configuration brings each back.
     """
 
+    proprio_mean: Tensor
+    proprio_deviation: Tensor
+
     def __init__(self, config: EDMTransformerConfig) -> None:
         super().__init__()
         self.config = config
@@ -115,6 +127,9 @@ class EDMTransformer(nn.Module):
         self.goal = _goal(config.goal_width, width)
         if config.proprio_width:
             self.proprio = two_layers(config.proprio_width, 2 * width, width)
+        if config.proprio_standard:
+            self.register_buffer("proprio_mean", torch.zeros(config.proprio_width))
+            self.register_buffer("proprio_deviation", torch.ones(config.proprio_width))
         self.sigma = two_layers(width, 2 * width, width)
         self.action = Linear(config.action_width, width)
         self.encoder, self.decoder = Encoder(config.trunk), Decoder(config.trunk)
@@ -131,6 +146,13 @@ class EDMTransformer(nn.Module):
             nn.init.normal_(self.unused_positions, std=0.02)
             for name, weight in self.named_parameters():
                 weight.requires_grad_(not name.startswith(("unused_", "proprio.")))
+
+    @torch.no_grad()
+    def measure_proprio(self, states: Float[Tensor, "n s"]) -> None:
+        """Notes mean and deviation of recorded states; with ``proprio_standard``, before training."""
+        deviation = states.std(0, unbiased=False)
+        self.proprio_mean.copy_(states.mean(0))
+        self.proprio_deviation.copy_(torch.where(deviation > 1e-4, deviation, 1.0))  # what stands still has none
 
     def context(
         self,
@@ -172,6 +194,8 @@ class EDMTransformer(nn.Module):
                 f"this policy wants proprioception of width {config.proprio_width} and got "
                 f"{None if proprio is None else proprio.shape[1]}"
             )
+        if config.proprio_standard:
+            proprio = (proprio - self.proprio_mean) / self.proprio_deviation
         read = self.proprio(proprio)[:, None]
         if not self.training or not config.proprio_dropout:
             return [read]

@@ -124,6 +124,10 @@ class VPP:
         window = self.window
         if self.robot:
             own_robot(self.robot)  # refuses an unknown one
+            if self.policy.proprio_standard:
+                raise ValueError(
+                    f"the states of {self.robot!r} are scaled already: leave out --policy.proprio-standard or --robot"
+                )
         if min(self.action_stride, self.remain) < 1:
             raise ValueError(f"action_stride {self.action_stride} and remain {self.remain} must be at least 1")
         if min(self.views, self.save_every, self.size) < 1 or self.shift < 0 or self.size % self.vae.factor:

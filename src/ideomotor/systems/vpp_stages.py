@@ -22,6 +22,7 @@ from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.predictors.latent_diffusion import LatentDiffusion, VideoDenoising
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
 from ideomotor.systems.autoencoders import Autoencoder, load_vae, saved_vae, vae_fingerprint
+from ideomotor.systems.recorded import recorded_states
 from ideomotor.systems.sources import (
     DataOptions,
     TrainingClips,
@@ -163,6 +164,8 @@ def train_policy(
 ) -> None:
     """Clip with actions -> features of the future -> noised actions -> the actions themselves (stage 2)."""
     looking, policy = Looking(config), EDMTransformer(config.head)
+    if config.head.proprio_standard:
+        policy.measure_proprio(recorded_states(clips.sources))
     foreseeing = seeing_by(config, vae, predictor, encoder)
     objective = ActionDenoising(config, looking, policy, foreseeing, goal_encoder(config), robot)
     fit(objective, config.policy_stage, clips, run)
