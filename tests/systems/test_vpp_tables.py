@@ -26,6 +26,7 @@ from ideomotor.systems.trials import View
 from ideomotor.systems.vpp import Foresight, Looking
 from ideomotor.systems.vpp_presets import tiny
 from ideomotor.systems.vpp_stages import load_agent
+from ideomotor.systems.vpp_trials import acting_by, name_of
 from ideomotor.types import Clip
 
 pytestmark = pytest.mark.sim
@@ -188,6 +189,22 @@ def test_chunks_of_a_task_are_blended_and_those_of_the_last_are_not() -> None:
     assert np.allclose(seated.act(seen(1), [0])[0, :, 0], 3)
 
 
+def test_a_policy_can_act_by_what_it_expects(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, names = [], set()
+    for temperature in (1.0, 0.5, 0.0):
+        agent = acting_by(load_agent(home / "policy"), None, None, temperature)
+        names.add(name_of(agent))
+        act = agent.policy.act
+        monkeypatch.setattr(agent.policy, "act", lambda *a, act=act, **k: given.append(k["noise"]) or act(*a, **k))
+        assert agent.act(seen(2)).isfinite().all()
+    assert torch.equal(given[1], given[0] / 2) and given[0].std() > 0.5 and not given[2].any()
+    assert len(names) == 3  # another temperature begins rows of its own
+    for out, words in ((tmp_path / "warm", ()), (tmp_path / "cold", ("--temperature", 0))):
+        assert tried(home, out, *words) == 0
+    assert rows(tmp_path / "warm")[0]["arm"] != rows(tmp_path / "cold")[0]["arm"]
+    assert "--temperature 0.0" in (tmp_path / "cold" / "report.html").read_text()
+
+
 def test_what_does_not_fit_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     for words, why in [
@@ -200,6 +217,7 @@ def test_what_does_not_fit_is_refused(home: Path, tmp_path: Path, capsys: pytest
         (("--world", "calvin", "--workers", 1, "--calvin", tmp_path), "is not a whole calvin_env"),
         (("--world", "toy", "--calvin", tmp_path), "give --world calvin too"),
         (("--execute", 9), "execute 9 must lie in 1..chunk"),
+        (("--temperature", 1.5), "--temperature is 1.5; wanted from 0"),
     ]:
         assert tried(home, out, *words) == 2
         assert why in said(capsys), words

@@ -129,6 +129,9 @@ class VPPEvaluate:
     ensemble: float | None = None
     """Average what overlapping chunks foretold for a step: the weight of each later chunk is smaller by
     exp(-ENSEMBLE)."""
+    temperature: float = 1.0
+    """Scale of the noise that a chunk is denoised from: 1 as in training; 0 gives what is expected in the mean, for
+    policies that are not sure yet."""
     camera: str | None = None
     """Cameras that the policy looks through, joined by commas; by default those it was trained on. Others are
     refused without --other-camera."""
@@ -180,6 +183,7 @@ class VPPEvaluate:
             self.workers,
             execute=self.execute,
             ensemble=self.ensemble,
+            temperature=self.temperature,
             world=world,
             camera=self.camera,
             other_camera=self.other_camera,
@@ -201,6 +205,7 @@ class VPPEvaluate:
             steps=self.steps,
             execute=self.execute,
             ensemble=self.ensemble,
+            temperature=self.temperature,
             camera=self.camera,
             calvin=self.calvin,
             films=self.films,

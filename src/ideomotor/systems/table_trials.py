@@ -50,6 +50,7 @@ class TableTrial:
         steps: actions that each task may take; 360 is CALVIN's.
         execute: actions of a chunk that are carried out before looking again; None as trained.
         ensemble: decay with which overlapping chunks are averaged; None as trained.
+        temperature: scale of the noise that actions are denoised from.
         camera: the table's cameras that the policy looks through, joined by commas; None for those it was trained on.
         calvin: root of the user's calvin_env; None takes the one that can be imported.
         films: the first that many sequences are filmed, and kept where one is not finished.
@@ -61,6 +62,7 @@ class TableTrial:
     steps: int = MAX_STEPS
     execute: int | None = None
     ensemble: float | None = None
+    temperature: float = 1.0
     camera: str | None = None
     calvin: Path | None = None
     films: int = 10

@@ -21,6 +21,8 @@ class VPPAgent:
 
     Attributes:
         sampling: how actions are denoised; by default as the policy's settings say.
+        temperature: scale of the noise that a chunk is denoised from. The noise is the same at every look, so a policy
+            that is not sure errs to the same side each time; from 0 it begins with what it expects in the mean.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class VPPAgent:
     ) -> None:
         self.config, self.looking, self.policy, self.foreseeing, self.goal = config, looking, policy, foreseeing, goal
         self.robot = robot
-        self.sampling = policy.config.sampling
+        self.sampling, self.temperature = policy.config.sampling, 1.0
         for module in (looking, policy, *(() if foreseeing is None else foreseeing.parts)):
             module.eval()
 
@@ -71,7 +73,7 @@ class VPPAgent:
                 self.goal(context.text).to(device),
                 read_state(self.robot, config, context.proprio),
                 self.sampling,
-                noise=noise.to(device).expand(len(context), -1, -1),
+                noise=self.temperature * noise.to(device).expand(len(context), -1, -1),
                 prefix=None if prefix is None else self._told(prefix.to(device), context.proprio),
             ).float()
         actions = actions if self.robot is None else self.robot.decode(actions, context.proprio)

@@ -31,7 +31,7 @@ def evaluate_in_a_row(
     """
     if not other_camera:
         refuse_other_cameras(folder, trial.camera)
-    agent = acting_by(load_agent(folder, device), trial.execute, trial.ensemble)
+    agent = acting_by(load_agent(folder, device), trial.execute, trial.ensemble, trial.temperature)
     plain = TableTrial(world="calvin" if trial.world == "play_table" else "play_table")  # the world is always named
     flag = "--other-camera " if other_camera else ""
     command = f"{command_line('vpp evaluate', out, trial, plain)} {flag}{shlex.quote(str(folder))}"
@@ -46,7 +46,7 @@ def evaluate_in_a_row(
         name="VPP",
         command=command,
         ensemble=None if decay is None else TemporalEnsemble(decay),
-        facts=_facts(agent.config),
+        facts=_facts(agent.config) | {"temperature": f"{agent.temperature:g}"},
     )
 
 

@@ -23,9 +23,17 @@ from ideomotor.training.checkpoint import fingerprint
 from ideomotor.training.config import config_to_json
 
 
-def acting_by(agent: VPPAgent, execute: int | None, ensemble: float | None) -> VPPAgent:
-    """Returns the agent, set to execute and to average chunks otherwise than it was trained, where that is given."""
-    config = agent.config
+def acting_by(agent: VPPAgent, execute: int | None, ensemble: float | None, temperature: float = 1.0) -> VPPAgent:
+    """Returns the agent, set to execute and to average chunks otherwise than it was trained, where that is given.
+
+    Raises:
+        ValueError: the temperature is not in 0..1.
+    """
+    if not 0 <= temperature <= 1:
+        raise ValueError(
+            f"--temperature is {temperature}; wanted from 0 (what is expected) to 1 (noise as in training)"
+        )
+    config, agent.temperature = agent.config, temperature
     agent.config = replace(
         config, execute=config.execute if execute is None else execute,
         ensemble=config.ensemble if ensemble is None else ensemble,
@@ -37,7 +45,7 @@ def name_of(agent: VPPAgent, *facts: Any) -> str:
     """Returns a fingerprint of all that decides how the agent acts, and of other facts of a trial."""
     held = () if agent.foreseeing is None else agent.foreseeing.parts
     parts = [fingerprint(part, part.config) for part in (agent.policy, agent.looking, *held)]
-    known = [parts, *facts, config_to_json(agent.config)]
+    known = [parts, *facts, agent.temperature, config_to_json(agent.config)]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:12]
 
 
@@ -86,6 +94,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     execute: int | None = None,
     ensemble: float | None = None,
+    temperature: float = 1.0,
     other_camera: bool = False,
     **options: Any,
 ) -> list[EpisodeResult]:
@@ -100,7 +109,7 @@ def evaluate(
     options["camera"] = options.get("camera") or camera_of(folder)
     if not other_camera:
         refuse_other_cameras(folder, options["camera"])
-    agent = acting_by(load_agent(folder, device), execute, ensemble)
+    agent = acting_by(load_agent(folder, device), execute, ensemble, temperature)
     if agent.config.ensemble is not None:
         options["ensemble"] = TemporalEnsemble(agent.config.ensemble)
     if "arm" not in options:
