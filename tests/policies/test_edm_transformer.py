@@ -131,7 +131,9 @@ def test_states_of_any_range_are_brought_to_one() -> None:
         "proprio": (recorded[:64] - recorded.mean(0)) / torch.tensor([recorded[:, 0].std(correction=0), 1])
     }
     torch.testing.assert_close(standard.encode(**seen | {"proprio": recorded[:64]}), plain.encode(**inside))
-    again = EDMTransformer(standard.config)
+    older = config_to_json(CONFIG)  # as files were written before there was this choice
+    assert "proprio_standard" not in older and config_from_json(EDMTransformerConfig, older) == CONFIG
+    again = EDMTransformer(config_from_json(EDMTransformerConfig, config_to_json(standard.config)))
     again.load_state_dict(standard.state_dict())  # saved with the weights
     assert torch.equal(again.proprio_mean, standard.proprio_mean) and again.proprio_deviation[1] == 1
     with pytest.raises(ValueError, match="its width is 0"):

@@ -49,8 +49,8 @@ class EDMTransformerConfig:
         chunk: actions foretold together.
         feature_width, goal_width: of a feature token and of the sentence's vector.
         proprio_width: dimensions of proprioception, wanted in about -1..1; 0 for none.
-        proprio_standard: proprioception of any range: each dimension is brought to mean 0 and deviation 1, by the
-            states that ``measure_proprio`` was given. A state in metres is else hardly heard in a short training.
+        proprio_standard: proprioception of any range: each dimension is brought to mean 0 and deviation 1 by the
+            states of the demonstrations (``measure_proprio``). One in metres is else hardly heard in a short training.
         proprio_dropout: share of training samples whose proprioception is withheld, so that the policy can also act
             without and does not lean on it alone.
         action_positions: actions are told their place. The published ones are not, and have to tell it from how many
@@ -70,7 +70,7 @@ class EDMTransformerConfig:
     feature_width: int = 384
     goal_width: int = 512
     proprio_width: int = 0
-    proprio_standard: bool = False
+    proprio_standard: bool = field(default=False, metadata={"later": True})  # training.config.LATER, a neighbour's
     proprio_dropout: float = 0.0
     action_positions: bool = True
     sigma_data: float = 0.5
