@@ -3,13 +3,12 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ideomotor.extras import require
+from ideomotor.layers.clip_folders import clip_text_tower, clip_tokenizer, transformers_without_bars
 
 
 class SentenceEncoder:
@@ -26,7 +25,7 @@ class SentenceEncoder:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         """``folder``: a transformers model folder; by default the one inside the package."""
-        transformers = _transformers()
+        transformers = transformers_without_bars()
         path = Path(folder) if folder is not None else _packaged_model()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         self.model: nn.Module = (
@@ -62,16 +61,10 @@ class ClipText:
         Without ``unit`` the vectors keep their length, as the published VPDD networks want them.
 
         Raises:
-            ValueError: there is no such model in the folder.
+            ValueError: there is no such model in the folder, or not all of it.
         """
-        transformers = _transformers()
-        if not (Path(folder) / "config.json").is_file():
-            raise ValueError(
-                f"{folder} holds no CLIP model (config.json): give a transformers model folder on this machine"
-            )
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = transformers.CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True)
-        self.model: nn.Module = model.eval().requires_grad_(False)
+        model, self.tokenizer = clip_text_tower(folder), clip_tokenizer(folder)
+        self.model: nn.Module = model
         self.width = int(model.config.projection_dim)
         self.unit = unit
         self.known: dict[str, Float[Tensor, " d"]] = {}
@@ -115,12 +108,6 @@ class HashedWords:
             seed = int.from_bytes(word.encode()[:7], "little")
             total += torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
         return total / total.norm().clamp(min=1e-6)
-
-
-def _transformers() -> ModuleType:
-    transformers = require("transformers", "text")
-    transformers.utils.logging.disable_progress_bar()  # a bar for a second of loading would break a stage's own
-    return transformers
 
 
 def _packaged_model() -> Path:

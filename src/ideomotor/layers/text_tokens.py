@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ideomotor.extras import require
+from ideomotor.layers.clip_folders import clip_text_tower, clip_tokenizer
 
 
 class ClipTokens:
@@ -55,16 +55,9 @@ def clip_tokens(folder: str | Path, tokens: int = 20) -> ClipTokens:
     """Returns the encoder of a transformers CLIP folder (config, weights, tokenizer) on this machine.
 
     Raises:
-        ValueError: there is no such model in the folder.
+        ValueError: there is no such model in the folder, or not all of it.
     """
-    transformers = require("transformers", "text")
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(
-            f"{folder} holds no CLIP model (config.json): give a transformers model folder on this machine"
-        )
-    transformers.utils.logging.disable_progress_bar()  # a bar for a second of loading would break a stage's own
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    model = transformers.CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True)
+    model, tokenizer = clip_text_tower(folder), clip_tokenizer(folder)
     return ClipTokens(tokenizer, model, tokenizer.eos_token_id, tokens)
 
 

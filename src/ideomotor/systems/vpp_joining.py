@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ideomotor.layers.clip_folders import clip_tokenizer
 from ideomotor.layers.text_tokens import TextTokensConfig
 from ideomotor.layers.video_former import VideoFormer
 from ideomotor.policies.edm_transformer import EDMTransformer
@@ -22,7 +23,7 @@ from ideomotor.systems.vpp import VPP, Looking
 from ideomotor.systems.vpp_presets import PRESETS
 from ideomotor.systems.vpp_scales import ROBOT, robot_of
 from ideomotor.systems.vpp_text import GOAL_TEXT, OWN, VIDEO_TEXT, goal_encoder, token_encoder
-from ideomotor.systems.vpp_towers import Tower, read_tokenizer, read_tower, refuse_other_tokens, write_tower
+from ideomotor.systems.vpp_towers import Tower, read_tower, refuse_other_tokens, write_tower
 from ideomotor.tokenizers.svd_vae import SVDVAE, load_diffusers
 from ideomotor.training.checkpoint import save_model, write_json
 from ideomotor.training.config import config_to_json
@@ -72,7 +73,7 @@ def video_alone(folder: Path, joining: Joining) -> Whole:
         ValueError: it holds no video model, or text and video model do not fit each other.
     """
     sizes, clip = _sizes(folder), _clip(joining)
-    tokenizer, tower = read_tokenizer(clip), read_tower(clip)
+    tokenizer, tower = clip_tokenizer(clip), read_tower(clip)
     refuse_other_tokens(tower, VIDEO_TEXT, tokenizer, clip)
     form = PRESETS[joining.preset]()
     words = _words(folder, sizes, tower, joining.positions)
@@ -186,7 +187,7 @@ def _words(folder: Path, sizes: SVDUNetConfig, tower: Tower, positions: bool) ->
 
 def _texts(texts: Mapping[str, Tower], goal_width: int, clip: Path) -> tuple[Any, Mapping[str, Tower]]:
     """The tokenizer, and a policy's two towers: its checkpoint's, or the user's where that holds none."""
-    tokenizer = read_tokenizer(clip)
+    tokenizer = clip_tokenizer(clip)
     if not texts:
         tower = read_tower(clip)
         texts = {GOAL_TEXT: tower, VIDEO_TEXT: tower}

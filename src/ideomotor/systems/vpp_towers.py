@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ideomotor.extras import require
 from ideomotor.interop.clip_text import tower_config
+from ideomotor.layers.clip_folders import clip_text_tower
 from ideomotor.training.checkpoint import write_json, writing
 
 
@@ -46,16 +45,9 @@ def read_tower(clip: Path) -> Tower:
     """Returns the text tower of a user's folder, of a whole CLIP or of its text half.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is none, it is damaged, or weights of it are missing.
     """
-    transformers = require("transformers", "text")
-    transformers.utils.logging.disable_progress_bar()
-    if not (clip / "config.json").is_file():
-        raise ValueError(f"{clip} holds no CLIP (config.json): give a transformers model folder on this machine")
-    try:
-        model = transformers.CLIPTextModelWithProjection.from_pretrained(clip, local_files_only=True)
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise ValueError(f"the text tower of CLIP in {clip} cannot be read ({error}): copy the folder anew") from error
+    model = clip_text_tower(clip)
     return Tower(model.state_dict(), json.loads(model.config.to_json_string(use_diff=False)))
 
 
@@ -69,25 +61,6 @@ def write_tower(tower: Tower, folder: Path, tokenizer: Any = None) -> None:
             tokenizer.save_pretrained(folder)
     kind = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
     write_json(folder / "config.json", {**tower.settings, **kind})
-
-
-def read_tokenizer(clip: Path) -> Any:
-    """Returns the tokenizer in a folder of CLIP.
-
-    Raises:
-        ValueError: it holds none, or a damaged one.
-    """
-    transformers = require("transformers", "text")
-    whole = (clip / "tokenizer.json").is_file() or all((clip / name).is_file() for name in ("vocab.json", "merges.txt"))
-    if not whole:  # of a folder without, transformers makes a tokenizer that knows no word
-        raise ValueError(
-            f"{clip} holds no tokenizer of CLIP (vocab.json and merges.txt, or tokenizer.json), nor does any "
-            "checkpoint: give the folder of CLIP ViT-B/32 as transformers keeps it"
-        )
-    try:
-        return transformers.CLIPTokenizer.from_pretrained(clip, local_files_only=True)
-    except Exception as error:  # the half of it that is Rust raises no other
-        raise ValueError(f"the tokenizer in {clip} is damaged ({error}): copy its files anew") from error
 
 
 def refuse_other_tokens(tower: Tower, name: str, tokenizer: Any, clip: Path) -> None:
