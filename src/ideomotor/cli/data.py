@@ -94,12 +94,12 @@ class Convert:
             raise ValueError(f"none of the {len(done.left_out)} episodes of {self.path} could be converted")
 
     def _recordings(self) -> Iterable[Recording]:
-        for option, value, sources in (
-            ("cameras", self.cameras, ("oxe", "vp2", "teleop")),
-            ("test", self.test, ("robonet",)),
-            *((name, value, ("teleop",)) for name, value in self.teleop.given().items()),
+        for option, given, sources in (
+            ("cameras", bool(self.cameras), ("oxe", "vp2", "teleop")),
+            ("test", self.test is not None, ("robonet",)),
+            *((name, True, ("teleop",)) for name in self.teleop.given()),
         ):
-            if value and self.source not in sources:
+            if given and self.source not in sources:
                 raise ValueError(f"--{option} is for {' and '.join(sources)}; {self.source} takes none")
         if self.source == "bair":
             return bair.recordings(self.path)

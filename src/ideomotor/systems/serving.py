@@ -301,7 +301,7 @@ def _nothing(folder: Path, how: Serving) -> str:
             "holds: serve a policy of `ideomotor vpp policy`, or import it again with --video"
         )
     wanted = "policy or world" if how.part is None else how.part
-    stages = {"policy": "`vpdd finetune`, `vpp policy`, `ivideogpt dream`, `import vpdd`"}
+    stages = {"policy": "`vpdd finetune`, `vpp policy`, `ivideogpt dream`, `import vpdd`, `import vpp --video`"}
     stages["world"] = "`ivideogpt world`, `ivideogpt dream`, `import ivideogpt`"
     given = ", ".join(stages.values()) if how.part is None else stages[how.part]
     return f"{folder} holds no {wanted} to serve: give the --out folder of one of `ideomotor`'s {given}"

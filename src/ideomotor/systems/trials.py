@@ -89,12 +89,11 @@ def roll_out(
     from ideomotor.envs.vector import ChunkedVector
     from ideomotor.envs.world import GOALS
 
-    goals = list(GOALS["test"])  # collection uses the others
+    tasks, goals = named_tasks(world, tasks), list(GOALS["test"])  # collection uses the other goals
     if not 1 <= episodes <= len(goals):
         raise ValueError(
             f"episodes is {episodes}; there are {len(goals)} held-out goals a task: take 1 to {len(goals)}"
         )
-    tasks = named_tasks(world, tasks)
     if not tasks or len(set(tasks)) < len(tasks) or workers < 0:
         raise ValueError(
             f"tasks are {tuple(tasks)}, workers {workers}; wanted at least one task, none twice, and 0 workers (this "

@@ -41,10 +41,9 @@ def robot_of(policy: EDMTransformerConfig, scales: Path | None) -> RobotActions:
             "own preparation), or leave --video out to import its parts"
         )
     robot = RobotActions(config)
-    low, high, least, most = read_scales(scales, config.action_width)
-    for place, value in ((robot.states.low, low), (robot.states.high, high), (robot.actions.low, least)):
+    places = (robot.states.low, robot.states.high, robot.actions.low, robot.actions.high)
+    for place, value in zip(places, read_scales(scales, config.action_width), strict=True):
         place.copy_(value)
-    robot.actions.high.copy_(most)
     return robot
 
 
@@ -64,7 +63,7 @@ def read_scales(path: Path, width: int) -> list[Tensor]:
             found.append(torch.tensor(content[name], dtype=torch.float64).flatten())
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} holds no list of {width} numbers {name!r}: give one for each of {_NAMES}"
+                f"{path} holds no list of {width} numbers {name!r}: give one each for {', '.join(_NAMES)}"
             ) from error
         if len(found[-1]) != width or not found[-1].isfinite().all():
             raise ValueError(f"{name} in {path} holds {len(found[-1])} numbers; wanted {width}, all finite")

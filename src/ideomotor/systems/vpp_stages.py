@@ -353,7 +353,10 @@ def load_agent(folder: Path, device: str | torch.device = "cpu") -> VPPAgent:
         refuse_unfinished(folder)
         raise ValueError(f"{folder} holds no policy: give the --out folder of `ideomotor vpp policy`")
     config = models.looking.config
-    needed = {"foresight": models[1:3], "latents": models[1:2], "encoder": models[3:4], "pixels": ()}[config.eyes]
+    needed: tuple[nn.Module | None, ...] = {
+        "foresight": (models.vae, models.predictor), "latents": (models.vae,), "encoder": (models.encoder,),
+        "pixels": (),
+    }[config.eyes]  # fmt: skip
     if None in needed:
         raise ValueError(
             f"{folder} lacks what its policy looks with (vae, predictor, or encoder): train it again with --fresh"

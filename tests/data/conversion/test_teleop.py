@@ -300,6 +300,7 @@ def test_the_command_refuses_before_it_writes(tmp_path, capsys):
     for words, said in (
         (["teleop", tmp_path / "none"], "holds no .hdf5 or .h5 file"),
         (["robonet", tmp_path / "in", "--every", "2"], "--every is for teleop; robonet takes none"),
+        (["vp2", tmp_path / "in", "--size", "0"], "--size is for teleop; vp2 takes none"),
         (["teleop", tmp_path / "in", "--test", tmp_path], "--test is for robonet; teleop takes none"),
         (["teleop", tmp_path / "in", "--phases", "9"], "phases 9"),
         (["teleop", tmp_path / "in", "--colors", "gbr"], "gbr"),

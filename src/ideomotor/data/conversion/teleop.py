@@ -73,10 +73,10 @@ class Teleop:
                 "as many phases or fewer, and a size of 0 or more"
             )
 
-    def given(self) -> dict[str, int | str]:
-        """Returns what differs from the defaults, by name."""
+    def given(self) -> list[str]:
+        """Returns the names of what differs from the defaults."""
         plain = asdict(Teleop())
-        return {name: value for name, value in asdict(self).items() if value != plain[name]}
+        return [name for name, value in asdict(self).items() if value != plain[name]]
 
 
 def recordings(source: Path, options: Teleop, cameras: Collection[str] = ()) -> list[Recording]:
