@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import hashlib
 import os
 import shutil
 import uuid
@@ -74,6 +75,12 @@ def _lives(pid: str) -> bool:
     except (PermissionError, ValueError):  # another user's; or no name of ours
         return True
     return True
+
+
+def sha256(path: Path) -> str:
+    """Returns the digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

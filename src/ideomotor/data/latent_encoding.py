@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import math
 import multiprocessing
 import os
@@ -30,7 +29,7 @@ from torch import Tensor
 from ideomotor.data.cache import Progress
 from ideomotor.data.draft import Draft, digest, require_space
 from ideomotor.data.windows import read_frames
-from ideomotor.files import replacing
+from ideomotor.files import replacing, sha256
 from ideomotor.types import Dataset, Episode
 
 VERSION = 1
@@ -285,7 +284,7 @@ def _shard(spec: LatentSpec, folder: Path, encode: Encode, task: _Task, step: To
     with replacing(path) as draft:
         _save(tensors, draft)
         draft.chmod(folder.stat().st_mode & 0o666)  # it would be the owner's alone
-        content = hashlib.sha256(draft.read_bytes()).hexdigest()
+        content = sha256(draft)
     shape = list(next(iter(tensors.values())).shape[1:])
     return {**about, "bytes": path.stat().st_size, "sha256": content, "shape": shape}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ideomotor.data.cache import Progress
 from ideomotor.data.draft import description, digest, locked, read_index
 from ideomotor.data.latent_encoding import VERSION, Fit, LatentSpec, OpenEncoder, fill
+from ideomotor.files import sha256
 from ideomotor.types import Dataset, Latents, Moments, Quarantined
 
 _AGAIN = "delete the cache's folder and prepare it again"
@@ -97,7 +97,7 @@ class Shards:
     def _content(self, number: int) -> str:
         name = self.entries[number]["file"]
         return self._size(number) or (
-            "" if file_digest(self.folder / str(name)) == self.entries[number]["sha256"] else f"{name} was changed"
+            "" if sha256(self.folder / str(name)) == self.entries[number]["sha256"] else f"{name} was changed"
         )
 
     def _refuse(self, wrong: Sequence[str]) -> None:
@@ -219,12 +219,6 @@ def with_cached_latents(
 def is_prepared(dataset: Dataset, root: Path, camera: str, size: tuple[int, int], vae: str, fit: Fit = "crop") -> bool:
     """Says whether latents of this camera, by the VAE of that fingerprint, are there, in whichever precision."""
     return any(cache.vae == vae for cache in _there(dataset, root, camera, size, fit))
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finished(dataset: Dataset, root: Path, camera: str, size: tuple[int, int], vae: str, fit: Fit) -> LatentCache:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import shutil
 import struct
@@ -146,12 +145,6 @@ def filled(cls: Callable[[Any], Model], config: Any, tensors: Mapping[str, Tenso
     check_tensors(module.state_dict(), tensors, f"the checkpoint's {type(module).__name__}")
     module.load_state_dict(tensors)
     return module.eval()
-
-
-def sha256(path: Path) -> str:
-    """Returns the digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _move(draft: Path, out: Path) -> None:

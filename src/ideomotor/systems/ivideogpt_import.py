@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ideomotor.files import drafted, synced
+from ideomotor.files import drafted, sha256, synced
 from ideomotor.interop import ivideogpt as transformer_names
 from ideomotor.interop import ivideogpt_tokenizer as tokenizer_names
 from ideomotor.layers.llama import LlamaConfig
 from ideomotor.predictors.autoregressive import AutoregressiveConfig, AutoregressivePredictor
-from ideomotor.systems.importing import filled, importing, read_checkpoint, refuse_other_folder, sha256, tensors_of
+from ideomotor.systems.importing import filled, importing, read_checkpoint, refuse_other_folder, tensors_of
 from ideomotor.systems.ivideogpt import IVideoGPT, published_large, published_small
 from ideomotor.systems.ivideogpt_stages import load_world
 from ideomotor.systems.stages import IMPORT_FILE, WORLD_FILE, learned_with

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.signals import all_actions
+from ideomotor.files import sha256
 from ideomotor.interop import vpdd as names
 from ideomotor.interop.vpdd_tokenizer import tokenizer_config, tokenizer_from_published
 from ideomotor.layers.gpt import GPTConfig
@@ -24,7 +25,6 @@ from ideomotor.systems.importing import (
     importing,
     read_checkpoint,
     refuse_other_folder,
-    sha256,
     summary,
     tensors_of,
 )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ideomotor.diffusion.sigma_samplers import Sampling
+from ideomotor.files import sha256
 from ideomotor.interop import vpp as names
 from ideomotor.layers.encoder_decoder import EncoderDecoderConfig
 from ideomotor.layers.video_former import VideoFormer, VideoFormerConfig
@@ -19,7 +20,6 @@ from ideomotor.systems.importing import (
     importing,
     read_checkpoint,
     refuse_other_folder,
-    sha256,
     summary,
     tensors_of,
 )

@@ -141,7 +141,7 @@ def save_state(folder: Path, values: Mapping[str, Any], learners: Mapping[str, L
             digests = {}
             for index, state in enumerate(learners.values()):
                 _write_tensors(fresh / (file := f"learner-{index}.safetensors"), state.tensors)
-                digests[file] = _digest(fresh / file)
+                digests[file] = files.sha256(fresh / file)
             about = {"format": FORMAT, "ideomotor": _version(), **values, "sha256": digests}
             write_json(
                 fresh / "state.json", about | {"learners": {key: state.values for key, state in learners.items()}}
@@ -181,7 +181,7 @@ def load_state(folder: Path) -> tuple[dict[str, Any], dict[str, LearnerState]] |
     values = read_json(path)
     _check_format(values, path)
     for file, digest in values.pop("sha256", {}).items():  # states of earlier versions have none
-        if not (latest / file).is_file() or _digest(latest / file) != digest:
+        if not (latest / file).is_file() or files.sha256(latest / file) != digest:
             raise ValueError(
                 f"{latest / file} is damaged or missing (it is not what was written): remove {folder} to train from "
                 "the start"
@@ -234,11 +234,6 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(plain, path)
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes for the owner alone, whatever the umask says
     files.synced(path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
