@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 DOMAINS = ("unknown", "human", "robot", "simulated")
 """What video is of; an id is a position here, so a new name goes to the end."""
+LATER: Mapping[str, bool] = {"later": True}
+"""``metadata`` of a config's field that is younger than files without it. Its default means what was done before: that
+is left out of what is written (``training.config``) and filled in where it is read, so older runs go on."""
 
 
 def domain_id(name: str) -> int:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from ideomotor.training.config import LATER, config_from_json, config_to_json, differences
+from ideomotor.training.config import config_from_json, config_to_json, differences
+from ideomotor.types import LATER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from ideomotor.diffusion.sigma_samplers import Sampling
 from ideomotor.layers.encoder_decoder import Context, Decoder, Encoder, EncoderDecoderConfig
 from ideomotor.layers.linear import Linear
 from ideomotor.layers.step_text import sinusoid, two_layers
-from ideomotor.types import Losses, Prefix
+from ideomotor.types import LATER, Losses, Prefix
 
 Density = Literal["log_logistic", "log_uniform", "uniform", "v_diffusion"]
 
@@ -70,7 +70,7 @@ class EDMTransformerConfig:
     feature_width: int = 384
     goal_width: int = 512
     proprio_width: int = 0
-    proprio_standard: bool = field(default=False, metadata={"later": True})  # training.config.LATER, a neighbour's
+    proprio_standard: bool = field(default=False, metadata=LATER)
     proprio_dropout: float = 0.0
     action_positions: bool = True
     sigma_data: float = 0.5

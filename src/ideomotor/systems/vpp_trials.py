@@ -45,7 +45,8 @@ def name_of(agent: VPPAgent, *facts: Any) -> str:
     """Returns a fingerprint of all that decides how the agent acts, and of other facts of a trial."""
     held = () if agent.foreseeing is None else agent.foreseeing.parts
     parts = [fingerprint(part, part.config) for part in (agent.policy, agent.looking, *held)]
-    known = [parts, *facts, agent.temperature, config_to_json(agent.config)]
+    other = [] if agent.temperature == 1 else [agent.temperature]  # rows of before there was a temperature go on
+    known = [parts, *facts, *other, config_to_json(agent.config)]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:12]
 
 

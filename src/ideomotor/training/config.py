@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
-LATER: Mapping[str, bool] = types.MappingProxyType({"later": True})
-"""``metadata`` of a field that its dataclass was given after files had been written without it. Its default means what
-was done before: that is left out of what is written, and filled in where it is read, so older runs go on."""
 
 
 def config_to_json(config: Any, where: str = "config") -> dict[str, Any]:
     """Returns the fields of a dataclass as JSON values: nested dataclasses become objects, tuples lists, paths strings.
 
-    A ``LATER`` field that is at its default is left out.
+    A field declared ``LATER`` (``ideomotor.types``) that is at its default is left out.
 
     Raises:
         TypeError: ``config`` is no dataclass, or a field holds what JSON cannot (the message names the field).

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ideomotor.training.config import LATER
+from ideomotor.types import LATER
 
 
 @dataclass(frozen=True, kw_only=True)
