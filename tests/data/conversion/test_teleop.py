@@ -323,10 +323,11 @@ def test_from_recordings_to_a_policy_of_three_views(tmp_path, capsys):
     home = tmp_path / "runs"
     words = ["--preset", "tiny", "--cache", str(home / "cache"), "--data", str(out), "--validation", "0.25"]
     views = ["--views", "3", "--cameras", ",".join(CAMERAS)]
-    main(["vpp", "vae", *words, *views, "--out", str(home / "vae")])
-    main(["vpp", "video", *words, *views, "--vae-from", str(home / "vae"), "--out", str(home / "video")])
-    main(["vpp", "policy", *words, *views, "--video-from", str(home / "video"), "--robot", "bimanual",
-          "--out", str(home / "policy")])  # fmt: skip
+    for name, more in (
+        ("vae", []), ("video", ["--vae-from", str(home / "vae")]),
+        ("policy", ["--video-from", str(home / "video"), "--robot", "bimanual"]),
+    ):  # fmt: skip
+        main(["vpp", name, *words, *views, *more, f"--{name}-stage.steps", "1", "--out", str(home / name)])
     (facts,) = json.loads((home / "policy" / "data.json").read_text())["datasets"]
     held = facts["held_out"]
     assert len(held) == 2 and held[0][:-1] == held[1][:-1]  # both phases of one recording
