@@ -1,10 +1,11 @@
 import errno
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from ideomotor.files import drafted, replacing, write_text
+from ideomotor.files import drafted, read_settings, replacing, sha256, write_text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -40,3 +41,18 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match=r"No space left on device: '.*page.html'"):
         write_text(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_settings_of_others_are_objects_or_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": [1]}')
+    assert read_settings(path) == {"a": [1]}
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"config.json is damaged .*: copy it anew"):
+        read_settings(path)
+
+
+def test_a_digest_is_that_of_the_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc" * 100_000)
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()

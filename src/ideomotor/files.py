@@ -1,16 +1,18 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what is asked of those of others."""
 
 from __future__ import annotations
 
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def synced(path: Path) -> None:
@@ -81,6 +83,21 @@ def sha256(path: Path) -> str:
     """Returns the digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file that comes from elsewhere, as beside published weights.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it anew") from error
+    return content
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,5 @@
 """The network of Stable Video Diffusion, which diffusers holds: its sizes, its weights, and what its up-blocks see."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ideomotor.extras import require
+from ideomotor.files import read_settings
 
 Tap = int | tuple[int, int]
 """What of the way up is read: a whole block (as it leaves its up-sampling), or (block, layer in it)."""
@@ -131,23 +131,16 @@ def unet_files(folder: str | Path) -> tuple[SVDUNetConfig, list[Path]]:
     unet = Path(folder) / "unet" if (Path(folder) / "unet").is_dir() else Path(folder)
     if not (unet / "config.json").is_file():
         raise ValueError(f"{folder} holds no unet/config.json: give a folder that diffusers saved")
-    config = config_of(_read_json(unet / "config.json"))
+    config = config_of(read_settings(unet / "config.json"))
     index = unet / "diffusion_pytorch_model.safetensors.index.json"
     if index.is_file():
-        files = sorted({unet / name for name in _read_json(index).get("weight_map", {}).values()})
+        files = sorted({unet / name for name in read_settings(index).get("weight_map", {}).values()})
     else:
         files = [unet / f"diffusion_pytorch_model{kind}.safetensors" for kind in ("", ".fp16")]
         files = [file for file in files if file.is_file()][:1]
     if not files:
         raise ValueError(f"{unet} holds no diffusion_pytorch_model.safetensors: save it anew with safetensors")
     return config, files
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it anew") from error
 
 
 def config_of(settings: Mapping[str, Any]) -> SVDUNetConfig:

@@ -5,7 +5,6 @@ The network is transformers' (extra ``text``); here are its borders, its scaling
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ideomotor.extras import require
+from ideomotor.files import read_settings
 
 Resize = Literal["bilinear", "bicubic"]
 _PUBLISHED: dict[str, Resize] = {
@@ -192,7 +192,7 @@ def _described(folder: Path) -> str:
         raise FileNotFoundError(
             f"{folder} holds no model (config.json): give a transformers folder with an image encoder on this machine"
         )
-    kind = _read_json(folder / "config.json").get("model_type")
+    kind = read_settings(folder / "config.json").get("model_type")
     if kind not in (*_WHOLE, *_PUBLISHED):
         raise ValueError(
             f"{folder} holds a model of type {kind!r}, which is no image encoder known here; wanted one of "
@@ -215,9 +215,9 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     """
     about: dict[str, Any] = {}
     if (folder / "preprocessor_config.json").is_file():
-        about = _read_json(folder / "preprocessor_config.json")
+        about = read_settings(folder / "preprocessor_config.json")
     elif (folder / "processor_config.json").is_file():  # of a processor that reads text, too
-        about = _read_json(folder / "processor_config.json").get("image_processor", {})
+        about = read_settings(folder / "processor_config.json").get("image_processor", {})
     if not about:
         raise FileNotFoundError(
             f"{folder} holds no preprocessor_config.json, which says how frames are scaled: copy it from where the "
@@ -248,13 +248,6 @@ def _size(about: Mapping[str, Any], folder: Path) -> int:
     if not isinstance(side, int) or side < 1:
         raise ValueError(f"the size in {folder}'s preprocessor_config.json is {size!r}; wanted a square, in pixels")
     return side
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it anew") from error
 
 
 @contextmanager

@@ -5,7 +5,6 @@ The network is diffusers' (extra ``svd``); here are its borders, its precision, 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ideomotor.extras import require
+from ideomotor.files import read_settings
 from ideomotor.types import Clip, Losses
 
 _GROUPS = 32  # channels a norm in diffusers' blocks
@@ -249,13 +249,11 @@ def load_diffusers(folder: Path) -> SVDVAE:
 
 def _described(path: Path) -> dict[str, Any]:
     """What a published VAE's config says; all that is asked of it is there."""
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): it was damaged, copy it anew") from error
-    name = described.get("_class_name") if isinstance(described, dict) else type(described).__name__
-    if name != _CLASS:
-        raise ValueError(f"{path.parent} holds a {name}; wanted an {_CLASS}, the VAE of SVD")
+    described = read_settings(path)
+    if described.get("_class_name") != _CLASS:
+        raise ValueError(
+            f"{path.parent} holds a {described.get('_class_name')}; wanted an {_CLASS}, the VAE of SVD: give its folder"
+        )
     missing = {"block_out_channels", "layers_per_block", "latent_channels", "scaling_factor"} - set(described)
     if missing:
         raise ValueError(f"{path} does not say {', '.join(sorted(missing))}: it was damaged or edited, copy it anew")
