@@ -75,6 +75,8 @@ class Convert:
         """Does it."""
         if not self.path.is_dir():
             raise ValueError(f"{self.path} is no folder: give the one that holds the data set")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit is {self.limit}; wanted 1 or more, or leave it out to convert all")
         columns = (SpinnerColumn(), TextColumn("{task.completed} episodes"), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("episodes", total=None)
@@ -109,8 +111,12 @@ class Convert:
             held_out = self.test.read_text(encoding="utf-8").split() if self.test else ()
             return robonet.recordings(self.path, held_out)
         if self.source == "teleop":
-            found = teleop.recordings(self.path, self.teleop, self.cameras)
-            teleop.note(self.out, self.teleop, self.cameras)
+            cameras = self.cameras
+            if not cameras:
+                cameras, told = teleop.first_cameras(self.path)
+                console.print(told, markup=False, highlight=False)
+            found = teleop.recordings(self.path, self.teleop, cameras)
+            teleop.note(self.out, self.teleop, cameras)
             return found
         if len(self.cameras) > 1:
             raise ValueError(f"vp2 keeps one camera; {', '.join(self.cameras)} were given")

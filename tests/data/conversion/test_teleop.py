@@ -209,6 +209,9 @@ def test_what_cannot_be_used_is_named_with_the_way_out(tmp_path):
     edited(here / "handless.hdf5", "observations/hand_qpos")
     edited(here / "still.hdf5", "action")
     edited(here / "narrow.hdf5", "action", np.zeros((23, 26)))
+    edited(here / "complex.hdf5", "action", np.full((23, 38), 1j))
+    edited(here / "words.hdf5", "action", np.full((23, 38), b"a"))
+    edited(here / "nothing.hdf5", "observations/images/cam_left", np.zeros((23, 0, 0, 3), np.uint8))
     edited(here / "nan.hdf5", "action", np.full((23, 38), np.nan))
     edited(here / "grey.hdf5", "observations/images/cam_left", np.zeros((23, 24, 32), np.uint8))
     found = left_out(here, tmp_path / "out")
@@ -224,6 +227,9 @@ def test_what_cannot_be_used_is_named_with_the_way_out(tmp_path):
         "handless": "wanted action, and observations/arm_end_pose with observations/hand_qpos",
         "still": "holds observations, text",
         "narrow": "has action of shape (23, 26); wanted (t, 38)",
+        "complex": "has action as complex128 (23, 38); wanted a row of numbers each",
+        "words": "has action as |S1 (23, 38); wanted a row of numbers each",
+        "nothing": "has pictures of cam_left as uint8 (23, 0, 0, 3)",
         "nan": "has action that are not finite numbers",
         "grey": "has pictures of cam_left as uint8 (23, 24, 32)",
     }.items():
@@ -270,7 +276,7 @@ def test_full_pictures_are_never_all_in_memory(tmp_path):
     """HDF5 and the decoder take memory of their own, which is not counted; ours must not grow with the pictures."""
     aloha_file(tmp_path / "in" / "a.hdf5", rows=60, top=pictures(60, 240, 320))
     tracemalloc.start()
-    convert(tmp_path / "in", tmp_path / "out", every=1, size=24, text="")
+    convert(tmp_path / "in", tmp_path / "out", every=1, size=24, text="go")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60 * 240 * 320 * 3 / 4
@@ -287,16 +293,37 @@ def test_a_stopped_conversion_goes_on_with_the_same_options(tmp_path, capsys):
     assert "2 episodes written" in (shown := capsys.readouterr().out) and "colours were taken as rgb" in shown
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.npz", "1.npz", "2.npz", NOTE]
     assert (tmp_path / "out" / "0.npz").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=r"there -> now\): every 5 -> 2; cameras \[\] -> \['cam_high'\]"):
+    with pytest.raises(ValueError, match=r"there -> now\): every 5 -> 2; cameras \['cam_high', .*\] -> \['cam_high'\]"):
         note(tmp_path / "out", Teleop(every=2), ["cam_high"])
     (tmp_path / "out" / NOTE).write_text("{")
     with pytest.raises(ValueError, match="give another OUT"):
         note(tmp_path / "out", Teleop())
 
 
+def test_what_came_to_nothing_binds_no_later_run(tmp_path):
+    vpp_file(tmp_path / "in" / "a.hdf5")
+    words = ["data", "convert", "teleop", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main([*words, "--cameras", "cam_hihg"])
+    main([*words, "--cameras", "cam_high"])
+    assert set(np.load(tmp_path / "out" / "a.npz")) >= {"cam_high"}
+
+
+def test_cameras_that_were_chosen_are_told(tmp_path, capsys):
+    vpp_file(tmp_path / "in" / "a.hdf5")
+    with h5py.File(tmp_path / "in" / "a.hdf5", "a") as file:
+        del file["observations/images/cam_high"]
+        file["observations/images/cam_high"] = np.zeros((23, 24, 32, 4), np.uint8)
+    main(["data", "convert", "teleop", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    told = "cameras as in a.hdf5: cam_left, cam_right; passed over there: cam_high (uint8 (23, 24, 32, 4))"
+    assert told in capsys.readouterr().out
+
+
 def test_the_command_refuses_before_it_writes(tmp_path, capsys):
     vpp_file(tmp_path / "in" / "a.hdf5")
     (tmp_path / "none").mkdir()
+    for name in ("a.h5", "a.hdf5"):
+        vpp_file(tmp_path / "twins" / name)
     for words, said in (
         (["teleop", tmp_path / "none"], "holds no .hdf5 or .h5 file"),
         (["robonet", tmp_path / "in", "--every", "2"], "--every is for teleop; robonet takes none"),
@@ -304,6 +331,9 @@ def test_the_command_refuses_before_it_writes(tmp_path, capsys):
         (["teleop", tmp_path / "in", "--test", tmp_path], "--test is for robonet; teleop takes none"),
         (["teleop", tmp_path / "in", "--phases", "9"], "phases 9"),
         (["teleop", tmp_path / "in", "--colors", "gbr"], "gbr"),
+        (["teleop", tmp_path / "in", "--text", " "], "--text is blank"),
+        (["teleop", tmp_path / "in", "--limit", "0"], "--limit is 0; wanted 1 or more"),
+        (["teleop", tmp_path / "twins"], "two recordings in"),
     ):
         with pytest.raises(SystemExit):
             main(["data", "convert", *map(str, words), "--out", str(tmp_path / "out")])

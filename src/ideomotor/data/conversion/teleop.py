@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -72,11 +72,35 @@ class Teleop:
                 f"every {self.every}, phases {self.phases} and size {self.size} came; wanted 1 or more for the first, "
                 "as many phases or fewer, and a size of 0 or more"
             )
+        if self.text is not None and not self.text.strip():
+            raise ValueError("--text is blank: give the sentence of recordings that hold none, or leave it out")
 
     def given(self) -> list[str]:
         """Returns the names of what differs from the defaults."""
         plain = asdict(Teleop())
         return [name for name, value in asdict(self).items() if value != plain[name]]
+
+
+class Cameras(NamedTuple):
+    """Which cameras are kept, and a line that says where that is from, and what is passed over there."""
+
+    names: tuple[str, ...]
+    told: str
+
+
+def first_cameras(source: Path) -> Cameras:
+    """Returns the colour cameras of the first recording in a folder and below that can be opened and has any.
+
+    Raises:
+        ValueError: there is no recording.
+        ModuleNotFoundError: h5py is not installed.
+    """
+    for file in _files(source):
+        colour, others = _cameras_of(file)
+        if colour:
+            told = f"cameras as in {file.relative_to(source)}: {', '.join(colour)}"
+            return Cameras(colour, f"{told}; passed over there: {', '.join(others)}" if others else told)
+    return Cameras((), "no recording has a colour camera that can be read")
 
 
 def recordings(source: Path, options: Teleop, cameras: Collection[str] = ()) -> list[Recording]:
@@ -85,36 +109,46 @@ def recordings(source: Path, options: Teleop, cameras: Collection[str] = ()) -> 
     Args:
         source: the folder.
         options: how they are made.
-        cameras: those to keep; by default those of the first recording that can be opened.
+        cameras: those to keep; by default ``first_cameras``.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or two would be written under one name.
         ModuleNotFoundError: h5py is not installed.
     """
+    wanted = tuple(cameras) or first_cameras(source).names
+    found: dict[str, Recording] = {}
+    for file in _files(source):
+        name = file.relative_to(source).with_suffix("").as_posix()
+        for phase in range(options.phases):
+            ended = f"{name}_phase{phase}" if options.phases > 1 else name
+            if ended in found:
+                raise ValueError(
+                    f"two recordings in {source} would be written as {ended}.npz, {file.name} among them: rename one, "
+                    "or convert their folders one by one"
+                )
+            found[ended] = Recording(ended, partial(_arrays, file, name, wanted, phase, options))
+    return list(found.values())
+
+
+def _files(source: Path) -> list[Path]:
     require("h5py", "convert")
     below = (file for file in source.rglob("*") if file.suffix.lower() in _SUFFIXES and not file.name.startswith("."))
     files = sorted(file for file in below if file.is_file())
     if not files:
         raise ValueError(f"{source} holds no {' or '.join(_SUFFIXES)} file: give the folder of the recordings")
-    wanted = tuple(cameras) or next(filter(None, map(_cameras_of, files)), ())
-    found = []
-    for file in files:
-        name = file.relative_to(source).with_suffix("").as_posix()
-        for phase in range(options.phases):
-            ended = f"{name}_phase{phase}" if options.phases > 1 else name
-            found.append(Recording(ended, partial(_arrays, file, name, wanted, phase, options)))
-    return found
+    return files
 
 
 def note(out: Path, options: Teleop, cameras: Collection[str] = ()) -> None:
-    """Notes in the folder of the episodes what they are made with, all but the text, which each has for itself.
+    """Notes in the folder of the episodes what they are made with, all but the text, which each has for itself. What
+    is noted where there is no episode binds nothing.
 
     Raises:
         ValueError: those that are there were made with something else.
     """
     path, now = out / NOTE, {**asdict(options), "cameras": list(cameras)}
     del now["text"]
-    if not path.exists():
+    if not path.exists() or not any(out.rglob("*.npz")):
         out.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(now, indent=2) + "\n")
         return
@@ -130,13 +164,21 @@ def note(out: Path, options: Teleop, cameras: Collection[str] = ()) -> None:
         )
 
 
-def _cameras_of(path: Path) -> tuple[str, ...]:
-    """The colour cameras of a recording; none where it cannot be read, which is said when it is its turn."""
+def _cameras_of(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The colour cameras of a recording, and what is beside them; none where it cannot be read, which is said when it
+    is its turn.
+    """
+    colour, others = list[str](), list[str]()
     try:
         with _opened(path) as file:
-            return tuple(name for name, rows in file[_IMAGES].items() if _packed(rows) is not None)
+            for name, rows in file[_IMAGES].items():
+                if _packed(rows) is not None:
+                    colour.append(name)
+                else:
+                    others.append(f"{name} ({_form(rows)})")
     except (*ODD, ValueError):
-        return ()
+        return (), ()
+    return tuple(colour), tuple(others)
 
 
 @contextmanager
@@ -191,7 +233,7 @@ def _packed(rows: Any) -> bool | None:
     if not hasattr(rows, "dtype"):  # a group
         return None
     if len(rows.shape) == 4:
-        return False if rows.dtype == np.uint8 and rows.shape[3] == 3 else None
+        return False if rows.dtype == np.uint8 and rows.shape[3] == 3 and 0 not in rows.shape[1:] else None
     in_rows = len(rows.shape) == 2 and rows.dtype == np.uint8
     return True if in_rows or (len(rows.shape) == 1 and rows.dtype.kind in "OSV") else None
 
@@ -212,6 +254,8 @@ def _tables(file: Any) -> dict[str, Any]:
     tables = {name: file[name] for name in (*state, _ACTION)}
     for name, rows in tables.items():
         wanted = 0 if _QPOS in state else _WIDTHS[name]
+        if not hasattr(rows, "dtype") or rows.dtype.kind not in "fiu":
+            raise ValueError(f"has {name} as {_form(rows)}; wanted a row of numbers each")
         if len(rows.shape) != 2 or not rows.shape[1] or wanted not in (0, rows.shape[1]):
             whose = f"(t, {wanted}), right before left, as VPP's robot has it" if wanted else "a row of numbers each"
             raise ValueError(f"has {name} of shape {rows.shape}; wanted {whose}")
