@@ -1,6 +1,7 @@
 """What is tried is named by task or by level, and the table of successes stands by level where there are several."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,7 @@ from ideomotor.envs import metaworld_tasks, toy
 from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.evaluation.metaworld_levels import LEVELS
 from ideomotor.systems.collection_worlds import named_tasks
-from ideomotor.systems.trials import success_table
+from ideomotor.systems.trials import View, roll_out, success_table
 
 
 def episodes(task: str, won: int, tried: int = 4) -> list[EpisodeResult]:
@@ -80,3 +81,14 @@ def test_a_whole_level_has_its_row():
     text = printed([row for task in LEVELS["middle"] for row in episodes(task, 2)])
     assert line(text, "middle,")[:3] == ["middle, 11 of 11 tasks", "44", "22, mean 0.50"]
     assert line(text, "average,")[0] == "average, 11 of 50 tasks"
+
+
+def test_a_policy_of_another_robot_is_told_so_before_its_cameras_are_counted(tmp_path):
+    view = View(cameras=("main", "view1"), size=32, context=1, stride=1, execute=1, action_width=7)
+    for given, why in (
+        (view, "actions of width 7, the robot of toy takes 2"),
+        (replace(view, action_width=2), "2 cameras, and none was named, which stands for main: name that many"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            roll_out(None, given, ("red",), 1, tmp_path / "log.jsonl", world="toy")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

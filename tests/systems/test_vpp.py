@@ -258,6 +258,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(
         (("policy", tmp_path / "a", "--window.stride", 3), "stride: 2 -> 3"),
         (("video", tmp_path / "a", "--vae.channels", 8), "latents have 8 channels"),
         (("video", tmp_path / "a", "--vae.blocks", 2), "has other sizes"),
+        (("policy", tmp_path / "a", "--size", 64), "size: 32 -> 64"),
         (("video", home / "vae"), "reads from"),
         (("policy", home / "shown/a"), "in the data set"),
         (("policy", tmp_path / "a", "--policy.proprio-width", 3), "has no proprioception"),

@@ -246,7 +246,8 @@ def test_the_published_sizes_tell_what_is_read() -> None:
 
 def test_time_ids_and_positions_are_as_asked_for(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert imported(files, "svd", tmp_path / "out", "--preset", "svd", "--positions") == 0
-    assert "vpp policy --preset svd --video.text.positions --video-from" in capsys.readouterr().out
+    sizes = "--size 64 --policy.goal-width 16"
+    assert f"vpp policy --preset svd --video.text.positions {sizes} --video-from" in capsys.readouterr().out
     video = read_config(tmp_path / "out/vpp.json", VPP).video
     assert video.text.positions and video.feature_ids is None
     assert imported(files, "svd", tmp_path / "out") == 0  # over an earlier import
@@ -299,6 +300,7 @@ def test_what_does_not_fit_leaves_nothing(files: Path, tmp_path: Path, capsys: p
         ((files / "svd", "--text", wide), "words of width 32; the text tower gives 24"),
         ((files / "svd", "--text", torn), "cannot be read"),
         ((files / "films/a.mp4",), "is no checkpoint of torch"),
+        ((files / "sdv", *clip), "there is no"),
         ((files / "films/a.mp4", *clip), "give --video too"),
     ]
     for words, told in cases:

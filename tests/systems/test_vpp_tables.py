@@ -225,7 +225,12 @@ def test_what_does_not_fit_is_refused(home: Path, tmp_path: Path, capsys: pytest
     with pytest.raises(ValueError, match="workers is 0"):
         TableTrial(world="calvin", workers=0)
     view = View(cameras=("main",), size=32, context=1, stride=1, execute=1, action_width=4)
-    for changed, why in [(view, "actions of width 4"), (replace(view, action_width=7, context=4), "sees 4 frames")]:
+    arms = replace(view, cameras=("main", "view1", "view2"), action_width=38)
+    for changed, why in [
+        (view, "actions of width 4"),
+        (arms, "actions of width 38"),
+        (replace(view, action_width=7, context=4), "sees 4 frames"),
+    ]:
         with pytest.raises(ValueError, match=why):
             run_in_a_row(None, changed, TableTrial(world="play_table"), out, arm="", name="", command="")  # type: ignore[arg-type]
     assert stage(home, "policy", out, "--policy.action-width", 4) == 2

@@ -218,17 +218,17 @@ def sequence_table(summary: SequenceSummary) -> Table:
 
 def _cameras(view: View, trial: TableTrial) -> tuple[str, ...]:
     """The table's cameras that the agent looks through; what does not fit is told of before anything starts."""
+    if view.action_width != _ACTION:
+        raise ValueError(
+            f"the policy gives actions of width {view.action_width}, a play table takes {_ACTION} (relative position, "
+            "relative Euler angles, gripper): try a policy that was fine-tuned on demonstrations of one"
+        )
     cameras = tuple(trial.camera.split(",")) if trial.camera else CAMERAS[: len(view.cameras)]
     unknown = [camera for camera in cameras if camera not in CAMERAS]
     if unknown or len(cameras) != len(view.cameras) or len(set(cameras)) < len(cameras):
         raise ValueError(
             f"the policy looks through {len(view.cameras)} cameras, and {', '.join(cameras)} were named: name that "
             f"many of {', '.join(CAMERAS)} with --camera, joined by commas, in the order it was trained with"
-        )
-    if view.action_width != _ACTION:
-        raise ValueError(
-            f"the policy gives actions of width {view.action_width}, a play table takes {_ACTION} (relative position, "
-            "relative Euler angles, gripper): try a policy that was fine-tuned on demonstrations of one"
         )
     if view.context != 1:
         raise ValueError(f"the policy sees {view.context} frames at once; at a play table it is shown the newest alone")

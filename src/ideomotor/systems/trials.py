@@ -101,6 +101,7 @@ def roll_out(
         )
     specs = [EpisodeSpec(task=task, seed=seed, goal=goal) for task in tasks for goal in goals[:episodes]]
     slots = [task for task in tasks for _ in range(max(1, min(episodes, SLOTS // len(tasks))))]
+    _refuse_other_robot(view, tasks, world)
     cameras = _cameras(view, world, camera)
     settings = _settings(view, tasks, world, cameras, look)
     tried = {result.key: result for result in read_log(log) if result.arm == arm}
@@ -145,18 +146,16 @@ def _cameras(view: View, world: str, camera: str | None) -> tuple[str, ...]:
     """The world's cameras that the agent looks through, as many as it has views."""
     cameras = tuple((camera or WORLDS[world].camera).split(","))
     if len(cameras) != len(view.cameras):
+        came = f"{', '.join(cameras)} came" if camera else f"none was named, which stands for {', '.join(cameras)}"
         raise ValueError(
-            f"the policy looks through {len(view.cameras)} cameras, and {', '.join(cameras)} were named: name that "
-            "many with --camera, joined by commas"
+            f"the policy looks through {len(view.cameras)} cameras, and {came}: name that many with --camera, joined "
+            "by commas"
         )
     return cameras
 
 
-def _settings(view: View, tasks: Sequence[str], world: str, cameras: tuple[str, ...], look: str) -> dict[str, Any]:
-    """The worlds' settings; what is misspelt or does not fit is told of here, not in a process of its own."""
-    settings: dict[str, Any] = {"cameras": cameras, "size": view.size, "goals": "test"}
-    if world == "metaworld":
-        settings["look"] = look
+def _refuse_other_robot(view: View, tasks: Sequence[str], world: str) -> None:
+    """Refuses tasks that are misspelt, and a policy of a robot that cannot act in the world, whatever it looks at."""
     for task in tasks:
         world_config(world, {"cameras": (WORLDS[world].camera,)}, task)
     width = len(WORLDS[world].actions)
@@ -165,6 +164,13 @@ def _settings(view: View, tasks: Sequence[str], world: str, cameras: tuple[str, 
             f"the policy gives actions of width {view.action_width}, the robot of {world} takes {width}: try a policy "
             "that was fine-tuned on demonstrations of this robot"
         )
+
+
+def _settings(view: View, tasks: Sequence[str], world: str, cameras: tuple[str, ...], look: str) -> dict[str, Any]:
+    """The worlds' settings; what does not fit is told of here, not in a process of its own."""
+    settings: dict[str, Any] = {"cameras": cameras, "size": view.size, "goals": "test"}
+    if world == "metaworld":
+        settings["look"] = look
     try:
         world_config(world, settings, tasks[0])
     except ValueError as error:

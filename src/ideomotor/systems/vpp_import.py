@@ -25,6 +25,7 @@ from ideomotor.systems.importing import (
 )
 from ideomotor.systems.stages import IMPORT_FILE, learned_with
 from ideomotor.systems.vpp_joining import Joining, Whole, joined, video_alone, write_whole
+from ideomotor.systems.vpp_presets import PRESETS
 from ideomotor.systems.vpp_text import GOAL_TEXT, VIDEO_TEXT
 from ideomotor.systems.vpp_towers import Tower, tower_of, write_tower
 from ideomotor.training.checkpoint import save_model, write_json
@@ -63,6 +64,8 @@ def import_vpp(source: Path, out: Path, joining: Joining | None = None) -> list[
     joining = joining or Joining()
     if source.is_dir():
         return _import_video(source, out, joining)
+    if not source.exists():
+        raise FileNotFoundError(f"there is no {source}: give a policy's checkpoint, or the folder of a video model")
     if joining.video is None and joining != Joining():
         raise ValueError("a policy's parts are imported as they are: give --video too, or leave the other options out")
     models = models_of(read_checkpoint(source))
@@ -92,11 +95,17 @@ def _import_video(source: Path, out: Path, joining: Joining) -> list[str]:
     with importing(out) as draft:
         write_whole(whole, draft, {"imported": facts["source"]})
         write_json(draft / IMPORT_FILE, facts)
-    placed = " --video.text.positions" if joining.positions else ""
+    form, config = PRESETS[joining.preset](), whole.config
+    others = " --video.text.positions" if joining.positions else ""
+    for flag, usual, value in (
+        ("size", form.size, config.size),
+        ("policy.goal-width", form.policy.goal_width, config.policy.goal_width),
+    ):
+        others += "" if value == usual else f" --{flag} {value}"
     return [
         *_lines(whole, out),
         f"look at it: ideomotor vpp gate {out} --data VIDEO; or ideomotor vpp predict {out} --input CLIP --out FILM",
-        f"train with it: ideomotor vpp policy --preset {joining.preset}{placed} --video-from {out} --text "
+        f"train with it: ideomotor vpp policy --preset {joining.preset}{others} --video-from {out} --text "
         f"{out / VIDEO_TEXT} --data DEMONSTRATIONS --out POLICY",
     ]
 

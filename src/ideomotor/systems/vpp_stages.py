@@ -321,6 +321,8 @@ def seeing(folder: Path, config: VPP) -> tuple[Autoencoder, LatentDiffusion | No
     changed = differences(config_to_json(models.predictor.config), config_to_json(wanted))
     there, here = config_to_json(models.config.window), config_to_json(config.window)
     changed += [line for line in differences(there, here) if line.split(":")[0] in ("horizon", "stride")]
+    if models.config.size != config.size:
+        changed.append(f"size: {models.config.size} -> {config.size}")
     if changed:
         raise ValueError(
             f"the video model in {folder} was trained with other settings (there -> now): {'; '.join(changed)}. Give "
