@@ -99,4 +99,7 @@ def test_an_unknown_mix_names_those_there_are(tmp_path: Path) -> None:
         find_mix("publisched")
     with pytest.raises(ValueError, match="there is no mix"):
         find_mix(str(tmp_path / "mine.toml"))
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is no mix: wanted a file whose name ends in \.toml"):
+        find_mix(str(tmp_path / "mine.json"))
     assert find_mix(str(written(tmp_path, GOOD))) == tmp_path / "mine.toml"

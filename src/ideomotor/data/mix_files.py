@@ -62,6 +62,8 @@ def find_mix(name: str) -> Path:
         return known[name]
     if path.suffix == ".toml" and path.is_file():
         return path
+    if path.exists():
+        raise ValueError(f"{name} is no mix: wanted a file whose name ends in .toml")
     raise ValueError(f"there is no mix {name!r}: name one of {', '.join(known)}, or the path of a file, e.g. mine.toml")
 
 
