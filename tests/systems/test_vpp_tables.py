@@ -20,11 +20,11 @@ from test_bad_pairs import ideomotor, said
 from ideomotor.data.formats import lerobot
 from ideomotor.data.transforms import resize_and_crop
 from ideomotor.evaluation.calvin_protocol import evaluation_sequences
-from ideomotor.systems import table_trials
+from ideomotor.systems import table_trials, vpp_tables
 from ideomotor.systems.table_trials import Seated, TableTrial, run_in_a_row
 from ideomotor.systems.trials import View
 from ideomotor.systems.vpp import Foresight, Looking
-from ideomotor.systems.vpp_presets import tiny
+from ideomotor.systems.vpp_presets import looking_with, tiny
 from ideomotor.systems.vpp_stages import load_agent
 from ideomotor.systems.vpp_trials import acting_by, name_of
 from ideomotor.types import Clip
@@ -203,6 +203,11 @@ def test_a_policy_can_act_by_what_it_expects(home: Path, tmp_path: Path, monkeyp
         assert tried(home, out, *words) == 0
     assert rows(tmp_path / "warm")[0]["arm"] != rows(tmp_path / "cold")[0]["arm"]
     assert "--temperature 0.0" in (tmp_path / "cold" / "report.html").read_text()
+
+
+def test_a_control_is_not_called_vpp() -> None:
+    assert vpp_tables._name(tiny()) == "VPP"
+    assert vpp_tables._name(looking_with(tiny(), "pixels")) == "control (pixels)"
 
 
 def test_what_does_not_fit_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,11 +43,15 @@ def evaluate_in_a_row(
         trial,
         out,
         arm=name_of(agent, trial.camera, trial.world, trial.steps),
-        name="VPP",
+        name=_name(agent.config),
         command=command,
         ensemble=None if decay is None else TemporalEnsemble(decay),
         facts=_facts(agent.config) | {"temperature": f"{agent.temperature:g}"},
     )
+
+
+def _name(config: VPP) -> str:
+    return "VPP" if config.eyes == "foresight" else f"control ({config.eyes})"
 
 
 def _facts(config: VPP) -> dict[str, str]:
