@@ -186,6 +186,11 @@ def edited(folder: Path, name: str, **more: object) -> None:
         (lambda f: edited(f, "preprocessor_config.json", crop_size=64), ValueError, "scaled to 64 px .* at 32 px"),
         (lambda f: edited(f, "config.json", hidden_size=48), ValueError, "^37 of .* of another shape"),
         (lambda f: edited(f, "config.json", num_hidden_layers=3), ValueError, "^16 of the image"),
+        (lambda f: edited(f, "config.json", patch_size=0), ValueError, "no network that can be built .Zero"),
+        (lambda f: edited(f, "config.json", hidden_size="wide"), ValueError, "no network that can be .*hidden_size"),
+        (lambda f: edited(f, "config.json", image_size=[24, 24]), ValueError, "no network that can be built"),
+        (lambda f: edited(f, "config.json", hidden_act="nope"), ValueError, "can be built .KeyError: 'nope'.: it was"),
+        (lambda f: edited(f, "preprocessor_config.json", rescale_factor="x"), ValueError, "rescale_factor 1/255"),
     ],
 )  # fmt: skip
 def test_what_is_no_image_encoder_is_refused(tmp_path: Path, spoil, error, why: str) -> None:

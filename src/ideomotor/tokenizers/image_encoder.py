@@ -127,13 +127,15 @@ def load_encoder(folder: Path) -> ImageEncoder:
     frames = _preprocessing(folder)
     transformers = require("transformers", "text")
     with _quiet(transformers), torch.random.fork_rng(devices=[]):
-        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if described in _WHOLE:
-            settings = settings.vision_config
+        with _buildable(folder):
+            settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if described in _WHOLE:
+                settings = settings.vision_config
+            fixed = int(settings.image_size)
         kind = settings.model_type
         if kind.startswith("siglip"):
             settings.vision_use_head = False  # of it only the pooled vector is made
-        size, fixed = _size(frames, folder), int(settings.image_size)
+        size = _size(frames, folder)
         if size != fixed and kind not in _ANY_SIZE:
             raise ValueError(
                 f"frames are scaled to {size} px by the preprocessor in {folder}, and the network looks at {fixed} px: "
@@ -147,9 +149,25 @@ def load_encoder(folder: Path) -> ImageEncoder:
             std=tuple(frames["image_std"]),
             resize=_RESIZES[frames["resample"]] if frames.get("resample") is not None else _PUBLISHED[kind],
         )
-        encoder = ImageEncoder(config)  # in float32 with all its buffers, whatever the weights lie in
+        with _buildable(folder):
+            encoder = ImageEncoder(config)  # in float32 with all its buffers, whatever the weights lie in
         encoder.net.load_state_dict(_weights(transformers, folder, settings, kind))
     return encoder.eval()
+
+
+@contextmanager
+def _buildable(folder: Path) -> Iterator[None]:
+    """Inside, settings of which transformers can build no network are a ValueError in one line."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # transformers checks few settings, and each family stumbles over others
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{folder / 'config.json'} describes no network that can be built ({type(error).__name__}: {reason}): it "
+            "was damaged or edited; copy it anew"
+        ) from error
 
 
 def _built(kind: str) -> dict[str, Any]:
@@ -227,7 +245,9 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
         numbers = about.get(name)
         if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
             raise ValueError(f"{name} in {folder}'s preprocessor_config.json is {numbers!r}; wanted three numbers")
-    if not about.get("do_normalize", True) or abs(about.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+    factor = about.get("rescale_factor", 1 / 255)
+    usual = isinstance(factor, int | float) and abs(factor * 255 - 1) <= 1e-3
+    if not about.get("do_normalize", True) or not usual:
         raise ValueError(
             f"{folder}'s preprocessor_config.json wants other scales than 0..1 less a mean, over a deviation "
             "(do_normalize, rescale_factor 1/255), which are not made here"
