@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_help_teaches(verb: str, capsys: pytest.CaptureFixture[str], monkeypatch
     shown, plain = (text := capsys.readouterr().out), " ".join(text.replace("│", " ").split())
     assert VERBS[verb].__doc__.splitlines()[0] in plain
     options = [line.strip("│ ").split() for line in shown.splitlines()]
-    for field in dataclasses.fields(VERBS[verb]):
+    for field in _options(VERBS[verb]):
         if field.name != "config" and "Positional" not in str(field.type):
             name = f"--{field.name.replace('_', '-')}"
             (row,) = [n for n, words in enumerate(options) if words and words[0].rstrip(",") == name]
@@ -137,6 +138,15 @@ def test_help_teaches(verb: str, capsys: pytest.CaptureFixture[str], monkeypatch
         for option in ("--predictor.trunk.layers", "--tokenizer-stage.optim.lr", "--window.stride"):
             assert option in shown
     assert "tyro" not in shown and "dummy" not in shown
+
+
+def _options(command: type) -> Iterator[dataclasses.Field]:
+    """Fields of a command; of a group of options without a name of its own, those of the group."""
+    for field in dataclasses.fields(command):
+        if field.name != "config" and dataclasses.is_dataclass(group := field.default_factory):
+            yield from _options(group)
+        else:
+            yield field
 
 
 def test_help_shows_the_numbers_of_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
