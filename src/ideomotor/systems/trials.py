@@ -109,11 +109,7 @@ def roll_out(
         return [tried[spec.key] for spec in specs]
     makers = [partial(make_chunked, world, settings, task, view) for task in slots]
     over = itertools.count(1)
-    with (
-        sole_writer(log),
-        ChunkedVector(makers, workers=workers) as vector,
-        bar(f"roll-outs ({arm})") as tell,
-    ):
+    with sole_writer(log), ChunkedVector(makers, workers=workers) as vector, bar(f"roll-outs ({arm})") as tell:
         return rollout(
             agent,
             vector,
