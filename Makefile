@@ -4,6 +4,8 @@ export VENV
 export OMP_WAIT_POLICY = PASSIVE
 export MUJOCO_GL ?= egl
 bin = $(VENV)/bin
+# A process a core, at most four, each with one thread; the tests of a file stay together, for what they share.
+pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: quickstart test test-fast lint setup clean
 
@@ -11,10 +13,10 @@ quickstart: setup
 	$(bin)/ideomotor quickstart $(ARGS)
 
 test: setup-browser lint
-	$(bin)/python -m pytest -q
+	$(pytest)
 
 test-fast: setup
-	$(bin)/python -m pytest -q -m "not sim and not slow and not browser"
+	$(pytest) -m "not sim and not slow and not browser"
 
 lint: setup
 	$(bin)/ruff format --check .
