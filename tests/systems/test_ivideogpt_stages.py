@@ -22,6 +22,7 @@ from ideomotor.systems.ivideogpt_stages import load_world, run_tokenizer, run_wo
 from ideomotor.systems.sources import DataOptions, read_facts
 from ideomotor.systems.world import World
 from ideomotor.tokenizers.context_vqgan import ContextVQGAN
+from ideomotor.training.checkpoint import load_state
 from ideomotor.training.run import Stopped
 from ideomotor.types import Clip, WorldModel
 
@@ -189,6 +190,36 @@ def test_shared_codes_leave_a_world_of_the_published_form(
     assert {name: row.shape for name, row in whole.items()} == {name: row.shape for name, row in published.items()}
     assert whole["embedding.weight"].std() > 5 * published["embedding.weight"].std()  # it began otherwise
     assert all(row.equal(stopped[name]) for name, row in whole.items())
+
+
+def test_what_is_merged_and_saved_is_the_average(home: Path, tmp_path: Path) -> None:
+    options, stage = data(home / "data", home), tiny().world_stage
+    config = replace(tiny(), world_stage=replace(stage, steps=2, optim=replace(stage.optim, ema=0.9)))
+    run_world(options, config, home / "tokenizer", home / "world", 2, tmp_path / "lora", 0, False)
+    shared = replace(config, shared_codes=True)
+    run_world(options, shared, home / "tokenizer", None, 0, tmp_path / "shared", 0, False)
+
+    def told(name: str, part: str) -> dict[str, torch.Tensor]:
+        tensors, prefix = load_state(tmp_path / name / "state")[1]["WorldModeling"].tensors, f"{part}.predictor."
+        return {row.removeprefix(prefix): value for row, value in tensors.items() if row.startswith(prefix)}
+
+    ours = {name: load_world(tmp_path / name)[1].state_dict() for name in ("lora", "shared")}
+    for part in ("average", "weights"):
+        pairs = told("lora", part)
+        (place, *_) = [name.removesuffix(".up") for name in pairs if name.endswith(".up")]
+        maps = pairs[f"{place}.base.weight"] + 32 / 2 * pairs[f"{place}.up"] @ pairs[f"{place}.down"]
+        assert ours["lora"][f"{place}.weight"].allclose(maps, rtol=0, atol=1e-7) == (part == "average")
+        rows = AutoregressivePredictor(shared.world)
+        tokenizer = load_world(tmp_path / "shared")[0]
+        rows.share_codes(tokenizer.context_codebook.features, tokenizer.dynamics_codebook.features)
+        rows.load_state_dict(told("shared", part))
+        rows.merge_codes()
+        assert ours["shared"]["embedding.weight"].equal(rows.embedding.weight) == (part == "average")
+    saved = (tmp_path / "lora/world/model.safetensors").read_bytes()
+    (tmp_path / "lora/done.json").unlink()  # as if it had crashed while it saved
+    shutil.rmtree(tmp_path / "lora/world")
+    run_world(options, config, home / "tokenizer", home / "world", 2, tmp_path / "lora", 0, False)
+    assert (tmp_path / "lora/world/model.safetensors").read_bytes() == saved
 
 
 @pytest.mark.parametrize("lora", [0, 2])

@@ -1,6 +1,7 @@
 """What stage 1 of VPP learns from, by the command: videos, latents that were prepared, latents that were published."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.systems.vpp_presets import PRESETS
 from ideomotor.systems.vpp_stages import load_models
 from ideomotor.tokenizers.svd_vae import SVDVAE
-from ideomotor.training.checkpoint import save_model
+from ideomotor.training.checkpoint import load_state, save_model
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,8 @@ def test_few_weights_may_be_trained_beside_those_of_a_folder(
     given = LatentDiffusion(PRESETS["tiny"]().video)
     given.unet.save_pretrained(tmp_path / "svd/unet")
     films, cache = home / "films", tmp_path / "cache"
-    assert video(home, films, tmp_path / "a", cache, "--begin-from", tmp_path / "svd", "--lora", 2) == 0
+    begin = ("--begin-from", tmp_path / "svd", "--video-stage.optim.ema", 0.9)
+    assert video(home, films, tmp_path / "a", cache, *begin, "--lora", 2) == 0
     models = load_models(tmp_path / "a")
     assert models.predictor is not None
     ours, theirs = models.predictor.unet.state_dict(), given.unet.state_dict()
@@ -125,7 +127,22 @@ def test_few_weights_may_be_trained_beside_those_of_a_folder(
     moved = {name for name, value in ours.items() if not value.equal(theirs[name])}
     linear = {f"{name}.weight" for name, part in given.unet.named_modules() if isinstance(part, torch.nn.Linear)}
     assert moved and moved <= linear, "what is no linear map holds still"
-    assert video(home, films, tmp_path / "a", cache, "--begin-from", tmp_path / "svd", "--lora", 3) == 2
+    tensors = load_state(tmp_path / "a/state")[1]["VideoDenoising"].tensors
+    for part in ("average", "weights"):
+        pairs = {name.removeprefix(f"{part}.predictor.unet."): value for name, value in tensors.items()}
+        same = [
+            ours[name].allclose(
+                theirs[name] + 32 / 2 * pairs[f"{place}.up"] @ pairs[f"{place}.down"], rtol=0, atol=1e-7
+            )
+            for name, place in ((name, name.removesuffix(".weight")) for name in moved)
+        ]
+        assert all(same) if part == "average" else not any(same), "it is the average that is merged and saved"
+    saved = (tmp_path / "a/predictor/model.safetensors").read_bytes()
+    (tmp_path / "a/done.json").unlink()  # as if it had crashed while it saved
+    shutil.rmtree(tmp_path / "a/predictor")
+    assert video(home, films, tmp_path / "a", cache, *begin, "--lora", 2) == 0
+    assert (tmp_path / "a/predictor/model.safetensors").read_bytes() == saved
+    assert video(home, films, tmp_path / "a", cache, *begin, "--lora", 3) == 2
     assert "lora" in said(capsys)
     assert video(home, films, tmp_path / "b", cache, "--lora", 2) == 2
     assert "needs weights to begin with (--begin-from)" in said(capsys)

@@ -88,12 +88,13 @@ def train_world(
     if lora:
         add_lora(predictor.trunk, lora)
     fit(WorldModeling(predictor, tokenizer), config.world_stage, clips, run)
-    if lora:
-        merge_lora(predictor.trunk)
-    if sharing:
-        predictor.merge_codes()
     run.save(tokenizer, tokenizer.config, "tokenizer")
-    run.save(predictor, config.world, "world", meta=learned_with(run.dir, "tokenizer"))
+    with run.averaged():  # what is merged and saved is the average, whose names are those before the merging
+        if lora:
+            merge_lora(predictor.trunk)
+        if sharing:
+            predictor.merge_codes()
+        run.save(predictor, config.world, "world", meta=learned_with(run.dir, "tokenizer"), averaged=False)
 
 
 def take_over(predictor: AutoregressivePredictor, earlier: AutoregressivePredictor) -> None:

@@ -147,10 +147,12 @@ def train_video(
     if lora:
         add_lora(predictor.unet, lora)
     fit(VideoDenoising(predictor, token_encoder(config), recompute), config.video_stage, clips, run)
-    if lora:
-        merge_lora(predictor.unet)
     run.save(vae, vae.config, "vae")
-    run.save(predictor, predictor.config, "predictor", meta=learned_with(run.dir, "vae"))
+    with run.averaged():  # what is merged and saved is the average, whose names are those before the merging
+        if lora:
+            merge_lora(predictor.unet)
+        about = learned_with(run.dir, "vae")
+        run.save(predictor, predictor.config, "predictor", meta=about, averaged=False)
 
 
 def train_policy(
