@@ -71,7 +71,8 @@ def test_the_same_command_gives_the_same_figures(
     words = ("vpp", "gate", home / "video", *QUICK, "--videos", 2)
     assert ideomotor(*words, "--out", tmp_path / "a") == 0
     torch.manual_seed(7)  # nothing is drawn from the global state
-    assert ideomotor(*words, "--out", tmp_path / "b", "--against", tmp_path / "a/gate.json") == 0
+    against = ("--against", tmp_path / "a/gate.json", "--must-pass")
+    assert ideomotor(*words, "--out", tmp_path / "b", *against) == 1, "four steps teach nobody"
     assert "beat repeating the last frame" in capsys.readouterr().out.replace("beats", "beat")
     a, b = (json.loads((tmp_path / name / "gate.json").read_text()) for name in "ab")
     gap = b["against"].pop("loss")
@@ -79,7 +80,9 @@ def test_the_same_command_gives_the_same_figures(
     assert a | {"against": b["against"]} == b
     held_out = json.loads((home / "video/data.json").read_text())["datasets"][0]["held_out"]
     assert {name.split(",")[0].split("/")[1] for name in a["clips"]} <= set(held_out) and len(a["clips"]) == 6
-    assert a["passed"] == all(step["value"] > 0 for step in a["gain"]) == a["verdict"].startswith("PASSED")
+    assert not a["passed"] and a["passed"] == all(step["value"] > 0 for step in a["gain"]) == a["verdict"].startswith(
+        "PASSED"
+    )
     assert set(a["loss"]) == {"0.5", "5", "mean"} and set(a["sentence"]) == {"loss", "video"}
     ours, best = (a["moving_psnr"][name] for name in ("one future", "best future"))
     assert len(ours) == 3 and sum(step["value"] for step in best) >= sum(step["value"] for step in ours)
@@ -88,6 +91,40 @@ def test_the_same_command_gives_the_same_figures(
     shape = VideoFrames(tmp_path / "a" / a["videos"][0]["file"]).shape
     assert shape == (4, 3, 2 * 72, 2 * 72)  # truth above, two futures side by side
     assert digest(home) == before
+
+
+def test_the_policy_says_what_the_gate_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line before anything else, whatever becomes of the command; it is no reason to refuse."""
+    stage, ours = tmp_path / "video", {"passed": True, "verdict": "PASSED: well", "videos": []}
+    shutil.copytree(home / "video", stage)
+    words = ("vpp", "policy", "--preset", "tiny", "--data", tmp_path / "gone", "--out", tmp_path / "policy")
+
+    def warned(*more: object) -> list[str]:
+        assert ideomotor(*words, *more) == 2
+        *before, error = capsys.readouterr().err.splitlines()
+        assert error.startswith("error:") and "gone" in error
+        return before
+
+    def note(place: Path, **facts: object) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "gate.json").write_text(json.dumps(ours | facts))
+
+    (line,) = warned("--video-from", stage)
+    assert line.startswith("warning:") and "was not put through the gate" in line
+    assert warned("--video-from", stage, "--eyes", "latents", "--former.feature-width", 4, "--former.frames", 1) == []
+    fingerprint = json.loads((stage / "predictor/config.json").read_text())["fingerprint"]
+    for place in (stage / "gate", tmp_path / "gate"):  # as the quickstart leaves it
+        note(place, predictor=fingerprint)
+        assert warned("--video-from", stage) == []
+        note(place, predictor=fingerprint, passed=False, verdict="FAILED: one future does not beat")
+        (line,) = warned("--video-from", stage)
+        assert line == f"warning: {place / 'gate.json'} says of the video model: FAILED: one future does not beat"
+        note(place, predictor="that of another model")
+        (line,) = warned("--video-from", stage)
+        assert "was not put through the gate" in line
+        (place / "gate.json").write_text("{")
+    (line,) = warned("--video-from", stage)
+    assert "was not put through the gate" in line
 
 
 def test_two_gates_do_not_write_into_one_folder(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from ideomotor.systems.vpp_prepare import PrepareOptions
 from ideomotor.systems.vpp_presets import PRESETS
 
 console = Console(soft_wrap=True)
+warnings = Console(stderr=True, soft_wrap=True)
 DEFAULT = "cpu"
 Config = Annotated[VPP, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
 
@@ -103,9 +104,12 @@ class VPPPolicy(StageOptions, DataOptions):
     config: Config = field(default_factory=PRESETS[DEFAULT])
 
     def run(self) -> None:
-        """Does it."""
+        """Does it; first says where the video model has not passed its gate."""
+        from ideomotor.systems.vpp_gate import doubts
         from ideomotor.systems.vpp_stages import run_policy
 
+        if self.video_from is not None and self.config.eyes == "foresight" and (said := doubts(self.video_from)):
+            warnings.print(f"warning: {said}", markup=False, highlight=False)
         run_policy(
             self, self.config, self.video_from, self.out, self.seed, self.fresh,
             cache_latents=self.cache_latents, encoder_from=self.encoder,

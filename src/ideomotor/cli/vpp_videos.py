@@ -31,6 +31,8 @@ class VPPGate(GateOptions):
     against: Path | None = None
     """gate.json of another checkpoint, made with the same autoencoder, data and options: losses are compared clip by
     clip."""
+    must_pass: bool = False
+    """End with exit status 1 where the verdict is FAILED, for scripts; the figures are written all the same."""
 
     def run(self) -> None:
         """Does it."""
@@ -50,6 +52,8 @@ class VPPGate(GateOptions):
         console.print(gate_table(report))
         console.print(report["verdict"], markup=False, highlight=False)
         console.print(f"page: {out / 'gate.html'}", markup=False, highlight=False)
+        if self.must_pass and not report["passed"]:
+            raise SystemExit(1)
 
 
 @dataclass(frozen=True, kw_only=True)

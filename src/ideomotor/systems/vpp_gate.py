@@ -23,7 +23,7 @@ from ideomotor.systems.panels import truth_above
 from ideomotor.systems.quickstart_report import environment
 from ideomotor.systems.vpp_gate_scores import OURS, STILL, Gate, GateOptions, measure
 from ideomotor.systems.vpp_videos import VideoModel
-from ideomotor.training.checkpoint import read_json, write_json
+from ideomotor.training.checkpoint import read_json, read_model_info, write_json
 
 FILE = "gate.json"
 TOLD = Told(
@@ -71,9 +71,10 @@ def gate(
     clips = held_out_clips(folder, data, window, config.size, options.clips)
     plain = asdict(options) | {"sigmas": list(options.sigmas)}
     facts = {"options": plain, "vae": vae_fingerprint(model.vae), "clips": clips.names}
+    tried = {"stage": str(folder), "predictor": read_model_info(folder / "predictor")["fingerprint"]}
     theirs = None if against is None else losses_of(against, facts)
     found, futures = measure(model, clips, options)
-    report = as_json(found) | facts | {"stage": str(folder), "against": None, "videos": []}
+    report = as_json(found) | facts | tried | {"against": None, "videos": []}
     if theirs is not None:
         gaps = [ours - other for ours, other in zip(found.clip_losses, theirs, strict=True)]
         report["against"] = {"file": str(against), "loss": mean_of_clips(gaps, clips.episodes).plain()}
@@ -85,6 +86,28 @@ def gate(
         write_json(out / FILE, report)
         write_text(out / "gate.html", page_of(report, out))
     return report
+
+
+def doubts(folder: Path) -> str | None:
+    """Returns in a sentence why to think twice before acting by the video model in a stage's folder; None where it
+    passed the gate, or where there is none, which whoever opens the folder says.
+
+    Figures are looked for where ``vpp gate`` leaves them by default, and beside the folder, where the quickstart does.
+    """
+    if not (folder / "predictor" / "config.json").is_file():
+        return None
+    ours = read_model_info(folder / "predictor").get("fingerprint")
+    for path in (folder / "gate" / FILE, folder.parent / "gate" / FILE):
+        try:
+            found = read_json(path)
+        except (OSError, ValueError):
+            continue  # there are no figures
+        if found.get("predictor", ours) == ours:  # of before they were noted, figures are taken for this model's
+            return None if found.get("passed") is True else f"{path} says of the video model: {found.get('verdict')}"
+    return (
+        f"the video model in {folder} was not put through the gate, so nobody knows whether its video beats repeating "
+        f"the last frame: look with `ideomotor vpp gate {folder}`"
+    )
 
 
 def refuse_place(out: Path, data: Sequence[Path]) -> None:
