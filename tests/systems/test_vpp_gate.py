@@ -21,6 +21,7 @@ from ideomotor.data.synthetic import synthetic_disc
 from ideomotor.data.video import VideoFrames, write_video
 from ideomotor.files import sole_writer
 from ideomotor.systems.held_out import HeldOut
+from ideomotor.systems.video_scoring import Judges
 from ideomotor.systems.vpp_gate_scores import Asked, GateOptions, denoising, measure, other_sentences
 from ideomotor.systems.vpp_videos import VideoModel
 
@@ -91,6 +92,28 @@ def test_the_same_command_gives_the_same_figures(
     shape = VideoFrames(tmp_path / "a" / a["videos"][0]["file"]).shape
     assert shape == (4, 3, 2 * 72, 2 * 72)  # truth above, two futures side by side
     assert digest(home) == before
+
+
+def test_judges_add_rows(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+
+    class First:
+        name = "first pixel"
+
+        def __call__(self, video: torch.Tensor) -> torch.Tensor:
+            assert video.shape[1:] == (3, 3, 32, 32), "the frames foretold"
+            return video[:, :, :, 0, 0].float()
+
+    def distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (one - other).square().mean((1, 2, 3))
+
+    found, _ = measure(VideoModel.load(home / "video"), clips([1, 2, 4, 5]), OPTIONS, Judges(distance, (First(),)))
+    assert {"lpips (mean)", "lpips (best)", "first pixel (all)"} < found.strict.keys()
+    for reduction in ("mean", "best"):  # of the same futures as the other figures
+        assert found.strict[f"lpips ({reduction})"].value == pytest.approx(found.strict[f"mse ({reduction})"].value)
+    words = ("vpp", "gate", home / "video", *QUICK, "--out", tmp_path / "gate")
+    assert ideomotor(*words, "--fvd", tmp_path / "i3d.pt") == 2 and "--fvd came alone" in said(capsys)
+    assert ideomotor(*words, "--lpips", tmp_path / "vgg.pth") == 2 and "vgg.pth" in said(capsys)
+    assert not (tmp_path / "gate").exists()
 
 
 def test_the_policy_says_what_the_gate_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from ideomotor.systems.video_scoring import JudgeOptions
 from ideomotor.systems.vpp_gate_scores import GateOptions
 
 console = Console(soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPPGate(GateOptions):
+class VPPGate(GateOptions, JudgeOptions):
     """Tries a video model on held-out clips: loss on a fixed grid, futures beside the truth, and a verdict.
 
     The same command gives the same figures; they are written as gate.json, gate.html and videos.
@@ -48,7 +49,7 @@ class VPPGate(GateOptions):
             seed=self.seed,
         )
         out = self.out or self.stage / "gate"
-        report = gate(self.stage, self.data, out, options, self.videos, self.against)
+        report = gate(self.stage, self.data, out, options, self.videos, self.against, judging=self)
         console.print(gate_table(report))
         console.print(report["verdict"], markup=False, highlight=False)
         console.print(f"page: {out / 'gate.html'}", markup=False, highlight=False)

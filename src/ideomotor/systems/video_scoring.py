@@ -18,23 +18,32 @@ from ideomotor.layers.perceptual import load_perceptual
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoScoring:
-    """What is told of imagined videos, beside PSNR, SSIM and squared error.
+class JudgeOptions:
+    """Networks that tell of imagined videos what PSNR, SSIM and squared error do not.
 
     Attributes:
-        protocol: "strict" scores the frames that were foretold; "ivideogpt" also scores as published with it, the best
-            future of each metric and the context frames included, which flatters and is set beside nothing else.
         lpips: the user's files with the weights of LPIPS (VGG16 and its heads); none leaves it out.
         fvd: the user's i3d_torchscript.pt; none leaves FVD out.
         fvd_sha256: its digest, as told by who published it: the file is a program, and no other one is run.
         frechet: the Frechet distance on packaged MobileNetV2 features, which is not FVD.
     """
 
-    protocol: Literal["strict", "ivideogpt"] = "strict"
     lpips: tuple[Path, ...] = ()
     fvd: Path | None = None
     fvd_sha256: str | None = None
     frechet: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoScoring(JudgeOptions):
+    """What is told of imagined videos, and how.
+
+    Attributes:
+        protocol: "strict" scores the frames that were foretold; "ivideogpt" also scores as published with it, the best
+            future of each metric and the context frames included, which flatters and is set beside nothing else.
+    """
+
+    protocol: Literal["strict", "ivideogpt"] = "strict"
 
 
 class Judges(NamedTuple):
@@ -47,7 +56,7 @@ class Judges(NamedTuple):
 NO_JUDGES = Judges()
 
 
-def open_judges(scoring: VideoScoring, device: str | torch.device = "cpu") -> Judges:
+def open_judges(asked: JudgeOptions, device: str | torch.device = "cpu") -> Judges:
     """Returns the networks that are asked for.
 
     Raises:
@@ -55,21 +64,21 @@ def open_judges(scoring: VideoScoring, device: str | torch.device = "cpu") -> Ju
         ModuleNotFoundError: the package of MobileNetV2's weights is not installed.
         ValueError: a file is another one, or the digest of I3D is missing.
     """
-    lpips, _ = load_perceptual(*scoring.lpips)
+    lpips, _ = load_perceptual(*asked.lpips)
     features: list[VideoFeatures] = []
-    if scoring.fvd is not None or scoring.fvd_sha256 is not None:
-        if scoring.fvd is None or scoring.fvd_sha256 is None:
+    if asked.fvd is not None or asked.fvd_sha256 is not None:
+        if asked.fvd is None or asked.fvd_sha256 is None:
             raise ValueError(
-                f"{'--fvd-sha256' if scoring.fvd is None else '--fvd'} came alone: FVD wants both, the file and its "
+                f"{'--fvd-sha256' if asked.fvd is None else '--fvd'} came alone: FVD wants both, the file and its "
                 "SHA-256 from who published it, because the file is a program that is run"
             )
-        if not scoring.fvd.is_file():
+        if not asked.fvd.is_file():
             raise FileNotFoundError(
-                f"{scoring.fvd} is not a file: FVD needs your copy of StyleGAN-V's i3d_torchscript.pt, which no "
+                f"{asked.fvd} is not a file: FVD needs your copy of StyleGAN-V's i3d_torchscript.pt, which no "
                 "package ships; --frechet needs no file, and is not FVD"
             )
-        features.append(FVDFeatures(scoring.fvd, scoring.fvd_sha256, device))
-    if scoring.frechet:
+        features.append(FVDFeatures(asked.fvd, asked.fvd_sha256, device))
+    if asked.frechet:
         features.append(MobileNetFeatures(device=device))
     return Judges(None if lpips is None else lpips.to(device), tuple(features))
 

@@ -21,11 +21,13 @@ from ideomotor.systems.held_out import WHOLE, held_out_clips, shown
 from ideomotor.systems.imagination import FPS
 from ideomotor.systems.panels import truth_above
 from ideomotor.systems.quickstart_report import environment
+from ideomotor.systems.video_scoring import JudgeOptions, open_judges
 from ideomotor.systems.vpp_gate_scores import OURS, STILL, Gate, GateOptions, measure
 from ideomotor.systems.vpp_videos import VideoModel
 from ideomotor.training.checkpoint import read_json, read_model_info, write_json
 
 FILE = "gate.json"
+_PLAIN = ("mse", "psnr", "ssim")  # what every gate has, and the page tells
 TOLD = Told(
     mark="ideomotor gate",
     lead="While the frame seen plays, all panels show it (blue). Then: what happened (green, above) and futures drawn "
@@ -46,6 +48,7 @@ def gate(
     videos: int = 6,
     against: Path | None = None,
     device: str | None = None,
+    judging: JudgeOptions | None = None,
 ) -> dict[str, Any]:
     """Tries a finished stage 1, writes gate.json, gate.html and videos into ``out``, and returns the figures.
 
@@ -57,8 +60,10 @@ def gate(
         videos: clips that are written as videos, the truth above the futures.
         against: gate.json of another checkpoint, whose losses are compared clip by clip.
         device: where to compute; CUDA where there is any, else the CPU.
+        judging: further networks that tell videos apart.
 
     Raises:
+        FileNotFoundError, ModuleNotFoundError: weights that are asked for are not there.
         ValueError: the folder holds no video model, nothing was held out, ``against`` does not pair, ``out`` cannot be
             written, or lies in the data, or another process writes its figures there.
     """
@@ -66,14 +71,14 @@ def gate(
         raise ValueError(f"videos is {videos}; wanted 0 or more")
     refuse_place(out, data)
     model = VideoModel.load(folder, device)
-    config = model.config
+    config, judges = model.config, open_judges(judging or JudgeOptions(), model.device)
     window = SegmentWindow(frames=config.window.frames, context=1, stride=config.window.stride)
     clips = held_out_clips(folder, data, window, config.size, options.clips)
     plain = asdict(options) | {"sigmas": list(options.sigmas)}
     facts = {"options": plain, "vae": vae_fingerprint(model.vae), "clips": clips.names}
     tried = {"stage": str(folder), "predictor": read_model_info(folder / "predictor")["fingerprint"]}
     theirs = None if against is None else losses_of(against, facts)
-    found, futures = measure(model, clips, options)
+    found, futures = measure(model, clips, options, judges)
     report = as_json(found) | facts | tried | {"against": None, "videos": []}
     if theirs is not None:
         gaps = [ours - other for ours, other in zip(found.clip_losses, theirs, strict=True)]
@@ -234,6 +239,9 @@ def gate_table(report: Mapping[str, Any]) -> Table:
     if report["sentence"]:
         gaps = report["sentence"]["loss"]
         lines.append(f"loss with another sentence {_said(gaps['another'])} more, with none {_said(gaps['none'])} more")
+    judged = [f"{name} {_said(row)}" for name, row in report["strict"].items() if name.split()[0] not in _PLAIN]
+    if judged:
+        lines.append(", ".join(judged))
     if report["against"]:
         lines.append(f"loss less that in {report['against']['file']}: {_said(report['against']['loss'])}")
     if whole := _whole(report["clips"]):

@@ -24,6 +24,7 @@ from ideomotor.evaluation.video_protocols import STRICT, Comparison, compare_vid
 from ideomotor.predictors.latent_diffusion import Noising
 from ideomotor.systems.held_out import HeldOut
 from ideomotor.systems.progress import bar
+from ideomotor.systems.video_scoring import NO_JUDGES, Judges
 from ideomotor.systems.vpp_videos import VideoModel, refuse_sampling
 from ideomotor.training.learner import seed_of
 
@@ -71,7 +72,7 @@ class Gate:
         moving_psnr: by name, a figure a step, in dB, pooled over the clips: of one future (the mean error of all), of
             each clip's best, and of what they are to be measured by.
         gain: of one future over repeating the last frame, in dB a step; above zero is nearer.
-        strict: the table of the strict protocol, by metric and reduction.
+        strict: the table of the strict protocol, by metric and reduction, the judges' rows included.
         heard: "loss" and "video" (squared error of pixels in 0..1) with the clip's own sentence, and how much more it
             is with another clip's and with none; None where all clips say the same.
     """
@@ -124,9 +125,9 @@ class _Figures:
 
 
 def measure(
-    model: VideoModel, clips: HeldOut, options: GateOptions
+    model: VideoModel, clips: HeldOut, options: GateOptions, judges: Judges = NO_JUDGES
 ) -> tuple[Gate, UInt8[Tensor, "samples b horizon c h w"]]:
-    """Returns the figures, and the futures they were read from."""
+    """Returns the figures, and the futures they were read from; ``judges`` lie on the model's device."""
     others, found = other_sentences(clips.texts, options.seed), _Figures()
     begins = range(0, len(clips.frames), _AT_ONCE)
     with bar("try held-out clips") as tell:
@@ -136,7 +137,7 @@ def measure(
                 clips.frames[part], clips.names[part], clips.texts[part], None if others is None else others[part]
             )
             found.losses.append(denoising(model, asked, options))
-            _watch(model, asked, options, found)
+            _watch(model, asked, options, judges, found)
             tell(done + 1, len(begins))
     losses, squares = torch.cat(found.losses, 2), torch.cat(found.squares, 1)
     levels, moving = losses[0], {name: MovingErrors.join(rows) for name, rows in found.moving.items()}
@@ -194,7 +195,7 @@ def denoising(model: VideoModel, asked: Asked, options: GateOptions) -> Float[Te
     return torch.stack(rows).unflatten(0, (len(asked.variants), len(options.sigmas)))
 
 
-def _watch(model: VideoModel, asked: Asked, options: GateOptions, into: _Figures) -> None:
+def _watch(model: VideoModel, asked: Asked, options: GateOptions, judges: Judges, into: _Figures) -> None:
     """Draws futures, and compares them with the truth."""
 
     def futures_of(sentences: Sentences, number: int) -> UInt8[Tensor, "b horizon c h w"]:
@@ -209,8 +210,9 @@ def _watch(model: VideoModel, asked: Asked, options: GateOptions, into: _Figures
     into.moving[BEST].append(MovingErrors.best(drawn))
     into.moving[STILL].append(MovingErrors.of(truth, repeat_last(seen, truth.shape[1]), seen))
     into.moving[PAINTED].append(MovingErrors.of(truth, painted, seen))
-    whole = torch.cat([seen.expand(options.samples, *seen.shape), futures], 2)
-    into.videos.append(compare_videos(asked.frames, whole, STRICT, context=1))
+    real = asked.frames.to(model.device)
+    whole = torch.cat([seen.expand(options.samples, *seen.shape), futures], 2).to(model.device)
+    into.videos.append(compare_videos(real, whole, STRICT, context=1, lpips=judges.lpips, features=judges.features))
     told = [futures[0], *(futures_of(sentences, 0) for sentences in asked.variants[1:])]
     into.squares.append(torch.stack([mse(truth, future).mean(1) for future in told]))
     into.futures.append(futures)
