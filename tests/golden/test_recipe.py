@@ -9,7 +9,10 @@ pytestmark = pytest.mark.golden
 
 
 def test_check_values(shared):
-    rule = json.loads((shared / "golden" / "vpdd" / "weights_recipe.json").read_text())
+    rule, same = (
+        json.loads((shared / "golden" / name / "weights_recipe.json").read_text()) for name in ("vpdd", "vpp")
+    )
+    assert rule == same
     for name, values in rule["first_eight_k"].items():
         assert hashed(name, 8).tolist() == values
     check = rule["long_tensor_check"]

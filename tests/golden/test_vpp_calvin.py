@@ -16,7 +16,7 @@ from ideomotor.evaluation.calvin_protocol import (
     start_robot,
     start_scene,
 )
-from ideomotor.evaluation.calvin_results import as_published, summarize_sequences
+from ideomotor.evaluation.calvin_results import SequenceResult, as_published, summarize_sequences
 from ideomotor.evaluation.calvin_scripted import ScriptedAgent, ScriptedOracle, ScriptedTable
 from ideomotor.evaluation.calvin_tasks import CATEGORIES, INSTRUCTIONS, TASKS, TableState, successors
 
@@ -43,6 +43,7 @@ def test_tasks(protocol):
 def test_what_each_task_does(shared):
     model = read(shared, "calvin_symbolic_model.json")
     assert len(model["examples"]) == 60 and model["task_names"] == list(TASKS)
+    assert model["state_fields"] == list(TableState._fields)
     for example in model["examples"]:
         state = TableState(*example["state"])
         assert [len(successors(state, task)) for task in TASKS] == example["n_next_states"], state
@@ -84,5 +85,27 @@ def test_a_thousand_scripted_sequences_are_reported_as_published(shared):
     assert [result.solved for result in results] == golden["results_1000"]
     report = as_published(summarize_sequences(results))
     assert report["task_info"] == golden["report_1000"]["task_info"]
+    assert golden["average_length"] == golden["report_1000"]["avg_seq_len"]
+    assert golden["success_rate_for_1_to_5"] == [*golden["report_1000"]["chain_sr"].values()]
     assert report["avg_seq_len"] == pytest.approx(golden["report_1000"]["avg_seq_len"], rel=1e-12)
     assert report["chain_sr"] == pytest.approx(golden["report_1000"]["chain_sr"], rel=1e-12)
+
+
+def test_figures_of_ten_results(shared):
+    golden, sequences = read(shared, "calvin_aggregation.json"), evaluation_sequences()
+    results = [
+        SequenceResult(
+            arm="scripted",
+            sequence=number,
+            state=sequences[number].state,
+            tasks=list(sequences[number].tasks),
+            solved=solved,
+            steps=[60] * min(5, solved + 1),
+            seconds=0.0,
+            inference_cpu_seconds=0.0,
+        )
+        for number, solved in enumerate(golden["results_10"])
+    ]
+    report = as_published(summarize_sequences(results))
+    assert report["avg_seq_len"] == pytest.approx(golden["average_length_10"], rel=1e-12)
+    assert list(report["chain_sr"].values()) == pytest.approx(golden["success_rate_for_1_to_5_10"], rel=1e-12)

@@ -60,11 +60,36 @@ def test_policy_windows(shared):
         assert len(ours) == item["n_samples"] and ours == item["frame_ids"], item
 
 
-def test_an_annotation_of_each_schema_is_read(shared, tmp_path):
+def least(schema, rows, name=""):
+    """What a schema asks for and no more; lists of any length have ``rows`` entries."""
+    match schema["type"]:
+        case "object":
+            return {key: least(schema["properties"][key], rows - (key == "action"), key) for key in schema["required"]}
+        case "array":
+            count = schema.get("minItems", rows)
+            entries = [least(schema["items"], rows, name) for _ in range(count)]
+            for number, entry in enumerate(entries):
+                if isinstance(entry, dict):  # a list of files
+                    entry.update({key: f"{name}/val/0/{number}{SUFFIX[key]}" for key in entry})
+            return entries
+        case "number":
+            return 0.25
+    return rows if schema["type"] == "integer" else name
+
+
+SUFFIX = {"video_path": ".mp4", "latent_video_path": ".pt"}
+
+
+@pytest.mark.parametrize("whose", ["synthetic_examples", "schemas"])
+def test_an_annotation_of_each_schema_is_read(shared, tmp_path, whose):
+    schemas = recorded(shared, "annotation_schemas")["schemas"]
     examples = recorded(shared, "annotation_schemas")["synthetic_examples"]
-    assert examples.keys() == {"bridge", "rt1", "sthv2", "xhand", "xbot"}
+    assert examples.keys() == schemas.keys() == {"bridge", "rt1", "sthv2", "xhand", "xbot"}
+    if whose == "schemas":
+        examples = {name: least(schema, 5) for name, schema in schemas.items()}
     for name, annotation in examples.items():
-        root = tmp_path / name
+        root, described = tmp_path / name, schemas[name]["properties"]
+        assert set(schemas[name]["required"]) == annotation.keys()
         states = annotation.get("state", annotation.get("states"))
         length = annotation.get("video_length") or len(states)
         (root / "annotation" / "val").mkdir(parents=True)
@@ -87,12 +112,20 @@ def test_an_annotation_of_each_schema_is_read(shared, tmp_path):
             values, std = latents.read([length - 1, 0])
             assert std is None
             torch.testing.assert_close(values, scaled[[-1, 0]] / 0.18215)
+        for key, count in (("videos", len(episode.frames)), ("latent_videos", len(episode.latents))):
+            assert key not in described or described[key]["minItems"] == count == described[key]["maxItems"]
         actions = annotation.get("action", annotation.get("actions"))
         if actions is None:
             assert episode.read_actions is None and episode.read_proprio is None
             continue
         np.testing.assert_array_equal(read_actions(episode)[: len(actions)], np.float32(actions))
         np.testing.assert_array_equal(read_proprio(episode), np.float32(states))
+        for keys, table in (
+            (("action", "actions"), read_actions(episode)),
+            (("state", "states"), read_proprio(episode)),
+        ):
+            (rows,) = (described[key]["items"] for key in keys if key in described)
+            assert rows["minItems"] == table.shape[1] == rows["maxItems"]
 
 
 @pytest.mark.parametrize("name", ["bridge", "rt1", "sthv2", "xhand"])

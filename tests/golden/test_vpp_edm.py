@@ -1,5 +1,6 @@
 """Numbers of the published VPP code: schedules, densities and scaling of the action diffusion."""
 
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -63,7 +64,9 @@ TRI_STAGE = OptimConfig(lr=1e-4, schedule="tri_stage", final_lr=1e-6, betas=(0.9
 
 
 @pytest.mark.parametrize("total", [1000, 50_000])
-def test_tri_stage(data, total):
+def test_tri_stage(shared, data, total):
+    about = json.loads((shared / "golden" / "vpp" / "action_edm.json").read_text())["lr"]
+    assert (TRI_STAGE.lr, TRI_STAGE.final_lr) == (about["peak"], about["final_scale"])
     steps, wanted = data[f"lr.total_{total}.step"].tolist(), data[f"lr.total_{total}.value"]
     close(torch.tensor([learning_rate(TRI_STAGE, step, total) for step in steps], dtype=torch.float64), wanted)
 

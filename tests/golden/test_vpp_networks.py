@@ -11,11 +11,24 @@ from ideomotor.diffusion import edm
 from ideomotor.diffusion.sigma_samplers import Sampling
 from ideomotor.interop import vpp as names
 from ideomotor.layers.encoder_decoder import EncoderDecoderConfig
+from ideomotor.layers.step_text import sinusoid
 from ideomotor.layers.video_former import VideoFormer, VideoFormerConfig
 from ideomotor.policies.edm_transformer import EDMTransformer, EDMTransformerConfig
 
 pytestmark = pytest.mark.golden
 EVALUATION = Sampling(sigma_min=1.0)
+SAMPLERS = {
+    theirs: Sampling(sampler=ours, sigma_min=0.01)
+    for theirs, ours in (
+        ("euler", "euler"),
+        ("heun", "heun"),
+        ("dpm", "dpm2"),
+        ("lms", "lms"),
+        ("dpmpp_2m", "dpmpp_2m"),
+        ("dpmpp_2_with_lms", "dpmpp_2m"),
+        ("dpmpp_2s", "dpmpp_2s"),
+    )
+}
 
 
 def close(got, wanted, atol=1e-4, rtol=1e-5):
@@ -65,8 +78,13 @@ def seen(data, proprio=False):
 
 
 @pytest.mark.parametrize("variant", ["3d", "3d_without_temporal", "2d"])
-def test_video_former(former_data, variant):
-    model = former_of(under(former_data, f"{variant}.state."), heads=4)
+def test_video_former(folder, former_data, variant):
+    sizes = json.loads((folder / "video_former_tiny.json").read_text())["config"]
+    model = former_of(under(former_data, f"{variant}.state."), heads=sizes["heads"])
+    for ours, theirs in (("width", "dim"), ("layers", "depth"), ("feature_width", "condition_dim"),
+                         ("head_width", "dim_head"), ("frames", "num_frame")):  # fmt: skip
+        assert getattr(model.config, ours) == sizes[theirs], ours
+    assert model.config.frames * model.config.queries == sizes["num_latents"]
     assert model.config.kind == ("3d" if variant == "3d" else "2d")
     close(model(former_data["input"]), former_data[f"{variant}.output"], atol=1e-5)
 
@@ -123,6 +141,11 @@ def test_network(tiny, policy):
         factors = edm.scaling(sigma.expand(3), 0.5)
         x = tiny["actions"] + sigma * tiny["noise"]
         close(policy._network(factors.over(x).c_in * x, factors.c_noise, context), tiny["network_output"][level])
+    sigmas, loss_sigmas = (edm.scaling(tiny[name], 0.5) for name in ("sigmas", "loss_sigmas"))
+    close(policy.sigma(sinusoid(sigmas.c_noise, 32))[:, None], tiny["sigma_embedding"])
+    x = tiny["actions"] + tiny["loss_sigmas"][:, None, None] * tiny["noise"]
+    found = policy._network(loss_sigmas.over(x).c_in * x, loss_sigmas.c_noise, context)
+    close(found, tiny["loss_network_output"])
     blind = policy.context(tiny["tokens"], torch.zeros_like(tiny["goal"][:, 0]))
     level = torch.full((3,), 0.7).log() / 4
     close(policy._network(tiny["actions"], level, blind), tiny["network_output_zero_goal"])
@@ -184,22 +207,20 @@ def test_loss_and_gradients(folder, tiny, policy):
         ("ddim.calvin_evaluation", EVALUATION, False),
         ("ddim.calvin_evaluation_with_proprio", EVALUATION, True),
         ("ddim.training_validation", Sampling(), False),
-        *(
-            (f"sampler.{theirs}", Sampling(sampler=ours, sigma_min=0.01), False)
-            for theirs, ours in (
-                ("euler", "euler"),
-                ("heun", "heun"),
-                ("dpm", "dpm2"),
-                ("lms", "lms"),
-                ("dpmpp_2m", "dpmpp_2m"),
-                ("dpmpp_2_with_lms", "dpmpp_2m"),
-                ("dpmpp_2s", "dpmpp_2s"),
-            )
-        ),
+        *((f"sampler.{theirs}", sampling, False) for theirs, sampling in SAMPLERS.items()),
     ],
 )
 def test_sampling(tiny, policy, name, sampling, proprio):
     close(policy.act(*seen(tiny, proprio), sampling=sampling, noise=tiny["initial_noise"]), tiny[f"{name}.actions"])
+
+
+def test_calls_of_each_sampler(folder):
+    recorded = json.loads((folder / "action_denoiser_tiny.json").read_text())["other_samplers_sigma_min_0.01"]
+    assert {name for name, _ in recorded} == SAMPLERS.keys()
+    for name, wanted in recorded:
+        calls = []
+        SAMPLERS[name].run(lambda x, sigma, calls=calls: calls.append(sigma) or x, torch.ones(1, 5, 7))
+        assert len(calls) == wanted, name
 
 
 @pytest.mark.parametrize(("name", "sampling"), [("calvin_evaluation", EVALUATION), ("training_validation", Sampling())])
@@ -231,6 +252,9 @@ def test_denoiser_full(folder):
         for level, sigma in enumerate(data["sigmas"]):
             x = inputs["actions"] + sigma * inputs["noise"]
             close(model.denoise(x, sigma.expand(2), context), data["denoised"][level])
+            factors = edm.scaling(sigma.expand(2), 0.5)
+            found = model._network(factors.over(x).c_in * x, factors.c_noise, context)
+            close(found, data["network_output"][level])
         close(model.errors(inputs["actions"], inputs["noise"], data["loss_sigmas"], context).mean(), data["loss"][0])
     close(model.act(*see, sampling=EVALUATION, noise=noise), data["ddim.calvin_evaluation.actions"])
     close(model.act(*see, sampling=Sampling(), noise=noise), data["ddim.training_validation.actions"])

@@ -8,10 +8,11 @@ import torch
 from recipe import weights
 from safetensors.torch import load_file
 
+from ideomotor.diffusion.edm import karras, log_normal, scaling
 from ideomotor.diffusion.sigma_samplers import euler
 from ideomotor.layers.text_tokens import TextTokensConfig
 from ideomotor.predictors.latent_diffusion import LatentDiffusion, Noising
-from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig, published
+from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig, TimeIds, published
 from ideomotor.predictors.svd_unet import config_of, svd_unet
 
 pytestmark = pytest.mark.golden
@@ -64,15 +65,23 @@ def seen(model):
 
 def test_the_loss(folder, model, seen):
     data = load_file(folder / "tvp_objective.safetensors")
-    sigma = (0.7 + 1.6 * data["sigma_standard_normal"]).exp()
+    about, config = json.loads((folder / "tvp_objective.json").read_text()), published(positions=False)
+    assert (config.sigma_mean, config.sigma_std) == (about["P_mean"], about["P_std"])
+    assert config.ids == TimeIds(fps=about["fps"], motion=about["motion_bucket_id"])
+    assert config.text_dropout == about["text_drop_probability"] and config.latent_scale == SCALE
+    sigma = log_normal(data["sigma_standard_normal"], config.sigma_mean, config.sigma_std)
     close(sigma, data["sigmas"], 0.0, 1e-6)
     every = torch.ones(3, dtype=torch.bool)
     noising = Noising(sigma, data["noise"], data["text_uniform"] > 0.05, every)
     latents = data["latents"] / SCALE
+    told = []
+    hook = model.unet.register_forward_hook(lambda module, given, got: told.append(got[0]))
     losses = model.loss(latents, latents[:, 0], data["text_embedding"], noising)
+    hook.remove()
     close(losses.total[None], data["loss"], 0.0, 1e-5)
     x, c_noise, text, ids = seen[0]
     close(x[:, :2], data["network_input_first_frames"], 1e-4)
+    close(told[0][:, :2], data["network_output_first_frames"], 1e-4)
     close(c_noise, data["network_timestep"], 1e-4)
     close(ids, data["added_time_ids"], 0.0)
     assert text.flatten(1).any(1).equal(data["text_embedding_after_dropout_nonzero"].bool())
@@ -82,10 +91,22 @@ def test_the_loss(folder, model, seen):
         close(each.total, data["loss_per_video"][row], 0.0, 1e-5)
 
 
+def test_factors_of_the_objective(folder):
+    """The published network foretells v, which is -F: so its c_out has the other sign."""
+    data = load_file(folder / "tvp_objective.safetensors")
+    factors = scaling(data["grid_sigmas"], 1.0)
+    close(factors.c_skip, data["grid_c_skip"], 0.0, 1e-5)
+    close(-factors.c_out, data["grid_c_out"], 0.0, 1e-5)
+    close(factors.c_in, data["grid_c_in"], 0.0, 1e-5)
+    close(factors.c_noise, data["grid_c_noise"], 1e-6)
+    close(factors.weight, data["grid_loss_weight"], 0.0, 1e-5)
+
+
 def test_noise_on_the_first_frame_is_told(folder, model, vae, seen):
     """The published code noises the picture; here the noised picture's latent is given, and its strength."""
     data = load_file(folder / "tvp_objective.safetensors")
-    strength = torch.tensor([-2.4]).exp()
+    about = json.loads((folder / "tvp_objective.json").read_text())
+    strength = torch.tensor([about["rgb_noise_augmentation_used_log_strength"]]).exp()
     frames = enlarged(data["rgb_16px"])
     films = vae.encode(frames.flatten(0, 1)).latent_dist.mode()[None]
     first = vae.encode(frames[:, 0] + strength * enlarged(data["rgb_image_noise_16px"])).latent_dist.mode()
@@ -110,9 +131,40 @@ def recording(trajectory):
     return sampler
 
 
+@pytest.mark.parametrize(("steps", "guidance"), [(10, 3.0), (20, 7.5), (30, 3.0)])
+def test_levels_and_guidance_of_sampling(folder, model, monkeypatch, steps, guidance):
+    """A network that says 0 without a sentence and 1 with it gives the ramp; noise of 1 shows where it begins."""
+    data, calls = load_file(folder / "tvp_objective.safetensors"), []
+
+    def denoise(x, sigma, first, text, ids):
+        calls.append((x, sigma, ids))
+        return torch.cat([torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
+
+    monkeypatch.setattr(model, "denoise", denoise)
+    levels, noise = [], torch.ones(1, 16, 4, 2, 2)
+
+    def sampler(denoise, x, sigmas):
+        levels.append(sigmas)
+        return denoise(x, sigmas[:1]) * SCALE
+
+    found = model.sample(noise[:, 0], torch.ones(1, 20, 48), steps, guidance, noise=noise, sampler=sampler)
+    close(found[0, :, 0, 0, 0], data[f"guidance_ramp_1_to_{guidance}"], 1e-6)
+    close(levels[0], data[f"sampler_sigmas_{steps}"], 0.0, 1e-5)
+    close(scaling(levels[0][:-1], 1.0).c_noise, data[f"sampler_timesteps_{steps}"], 1e-5)
+    x, _, ids = calls[0]
+    close(ids, data["time_ids_sampling_with_guidance"], 0.0, 1e-6)
+    close(model.time_ids(model.config.ids, 2), data["time_ids_training"], 0.0)
+    about = json.loads((folder / "feature_extraction_tiny.json").read_text())
+    close(x, torch.full_like(x, about["init_noise_sigma"]), 0.0, 1e-6)
+
+
 def test_sampling(folder, model, seen):
     data = load_file(folder / "tvp_sampling_tiny.safetensors")
     first, noise, text = data["scaled_condition_latent"] / SCALE, data["noise"], data["text_embedding"]
+    about, config = json.loads((folder / "tvp_sampling_tiny.json").read_text()), model.config
+    told = TimeIds(fps=about["fps"], motion=about["motion_bucket_id"], noise=about["noise_aug_strength_id"])
+    assert config.sampling_ids == told and len(data["sigmas_4"]) == about["num_inference_steps"] + 1
+    close(karras(4, config.sigma_min, config.sigma_max), data["sigmas_4"], 0.0, 1e-5)
     trajectory = []
     found = model.sample(first, text, 4, noise=noise, sampler=recording(trajectory))
     close(found * SCALE, data["default_guidance.latents"], 1e-3)
@@ -126,7 +178,7 @@ def test_sampling(folder, model, seen):
     close(model.sample(first, text, 4, 7.5, noise=noise) * SCALE, data["guidance_7.5.latents"], 1e-3)
     del seen[:]
     close(model.sample(first, text, 4, 1.0, noise=noise) * SCALE, data["no_guidance.latents"], 1e-3)
-    assert len(seen) == 4 and len(seen[0][0]) == 1
+    assert len(seen) == 4 and len(seen[0][0]) == about["no_guidance_network_batch"]
 
 
 def test_sampling_away_from_no_picture(folder, model, vae, seen):
@@ -178,6 +230,7 @@ def test_features_of_the_second_step(folder, model):
     hook = model.unet.conv_in.register_forward_hook(lambda _, given, got: second.append(given[0]))
     read = model.features(first, text, noise=noise, steps=2, schedule=20)
     hook.remove()
+    close(karras(20, model.config.sigma_min, 700.0), data["sigmas_20"], 0.0, 1e-5)
     close(second[1].unflatten(0, (2, 16))[:, 0], data["two_step.network_input_second_call_frame0"], 1e-3)
     last = read[:, -1].unflatten(1, (8, 8)).movedim(-1, 1)
     close(last, data["two_step.feature_last_frame"], 1e-3)
