@@ -1,6 +1,7 @@
 """What stage 1 of VPP learns from, by the command: videos, latents that were prepared, latents that were published."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,14 @@ from test_bad_pairs import ideomotor, said
 from ideomotor.data.synthetic import synthetic_disc
 from ideomotor.data.video import write_video
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
+from ideomotor.systems.autoencoders import load_vae
+from ideomotor.systems.stages import learned_with
 from ideomotor.systems.vpp_presets import PRESETS
 from ideomotor.systems.vpp_stages import load_models
+from ideomotor.systems.vpp_weights import first_weights
 from ideomotor.tokenizers.svd_vae import SVDVAE
 from ideomotor.training.checkpoint import load_state, save_model
+from ideomotor.training.config import config_to_json
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +151,42 @@ def test_few_weights_may_be_trained_beside_those_of_a_folder(
     assert "lora" in said(capsys)
     assert video(home, films, tmp_path / "b", cache, "--lora", 2) == 2
     assert "needs weights to begin with (--begin-from)" in said(capsys)
+
+
+def test_training_goes_on_from_a_stage_of_ours(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, form, vae = tmp_path / "first", PRESETS["tiny"](), load_vae(home / "vae")
+    torch.manual_seed(5)
+    earlier = LatentDiffusion(replace(form.video, latent_scale=vae.scale))
+    save_model(first / "vae", vae, vae.config)
+    save_model(first / "predictor", earlier, earlier.config, learned_with(first, "vae"))
+    (first / "vpp.json").write_text(json.dumps(config_to_json(form)))
+    still = ("--video-stage.optim.lr", 1e-30, "--video-stage.optim.warmup", 0, "--window.stride", 1)
+    words = ("--begin-from", first, *still)  # another pace is welcome
+    assert video(home, home / "films", tmp_path / "a", tmp_path / "cache", *words) == 0
+    ours = load_models(tmp_path / "a").predictor
+    assert ours is not None
+    for name, value in earlier.state_dict().items():  # the map of the text too
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    save_model(first / "predictor", ours, ours.config, learned_with(first, "vae"))
+    assert video(home, home / "films", tmp_path / "a", tmp_path / "cache", *words) == 2
+    assert "weights it begins with" in said(capsys)
+
+    deeper = replace(form.video, unet=replace(form.video.unet, layers=2))
+    torch.manual_seed(1)
+    for config, eyes, why in [
+        (replace(form, video=deeper), vae, "unet.layers: 1 -> 2"),
+        (replace(form, video=replace(form.video, foretells="change")), vae, "foretells: 'v' -> 'change'"),
+        (replace(form, text="sentence"), vae, "text: 'hashed' -> 'sentence'"),  # its vectors are as wide
+        (form, SVDVAE(vae.config), f"give --vae-from {first}"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(why)):
+            first_weights(first, config, eyes)
+    shutil.rmtree(first / "predictor")
+    with pytest.raises(ValueError, match="holds no video model"):
+        first_weights(first, form, vae)
+    (first / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="has not finished"):
+        first_weights(first, form, vae)
 
 
 @pytest.mark.parametrize("content, why", [("{", "is not JSON"), ("{}", "holds a None"), ("[]", "holds a list"),

@@ -71,8 +71,9 @@ class VPPVideo(StageOptions, SampledOptions):
     vae_from: Path
     """OUT of the vae stage, or a diffusers folder with SVD's autoencoder."""
     begin_from: Path | None = None
-    """A diffusers folder (SVD, or a published video model) whose network's weights training begins with; by default
-    they are random."""
+    """What training begins with: OUT of an earlier `vpp video` with the same autoencoder and sizes (say, of a mix, to
+    go on with your own robot's video), or a diffusers folder (SVD, or a published video model), whose network alone
+    is taken. By default weights are random."""
     recompute: bool = False
     """Compute activations twice in place of keeping them: less memory, about a third more time, the same result."""
     lora: int = 0

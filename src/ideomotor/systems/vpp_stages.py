@@ -50,7 +50,7 @@ from ideomotor.systems.vpp_latents import as_latents, latent_sources, looks_at_l
 from ideomotor.systems.vpp_mix import SampledData, frame_sources, looked
 from ideomotor.systems.vpp_robot import acting_window, fitted_robot, refuse_other_width
 from ideomotor.systems.vpp_text import goal_encoder, token_encoder
-from ideomotor.systems.vpp_weights import first_weights
+from ideomotor.systems.vpp_weights import FirstWeights, first_weights
 from ideomotor.tokenizers.image_encoder import ImageEncoder, load_encoder
 from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
 from ideomotor.tokenizers.svd_vae import SVDVAE, VAEReconstruction
@@ -133,7 +133,7 @@ def train_video(
     clips: TrainingClips,
     vae: Autoencoder,
     run: Run,
-    begin_from: Path | None = None,
+    begin_with: FirstWeights | None = None,
     recompute: bool = False,
     lora: int = 0,
 ) -> None:
@@ -142,8 +142,8 @@ def train_video(
     ``lora`` above 0 holds the weights still and trains pairs of that rank, which are merged into them at the end.
     """
     predictor = LatentDiffusion(replace(config.video, latent_scale=vae.scale))
-    if begin_from is not None:
-        predictor.load_diffusers(begin_from)
+    if begin_with is not None:
+        begin_with.fill(predictor)
     if lora:
         add_lora(predictor.unet, lora)
     fit(VideoDenoising(predictor, token_encoder(config), recompute), config.video_stage, clips, run)
@@ -216,17 +216,18 @@ def run_video(
     if lora < 0 or (lora and begin_from is None):
         raise ValueError(f"--lora is {lora}: a rank above 0 needs weights to begin with (--begin-from)")
     token_encoder(config)  # before anything is thrown away
-    seen = looked(data)
+    seen, begin_with = looked(data), None
+    vae = fitting_vae(vae_from, config)
     if begin_from is not None:
         refuse_as_out(out, data, begin_from)
-        seen |= {"weights it begins with": first_weights(begin_from, config), "lora": str(lora)}
-    vae = fitting_vae(vae_from, config)
+        begin_with = first_weights(begin_from, config, vae)
+        seen |= {"weights it begins with": begin_with.fingerprint, "lora": str(lora)}
     sources = latent_sources(data, config, vae, vae_from) if to_train(out, fresh) else None
     with open_run(out, config, seed, fresh, data, seen | {"vae": vae_fingerprint(vae)}) as run:
         if sources is not None:
             sources.note(out)
             clips = TrainingClips(sources.train, sources.validation, with_frames=False, latents="sample")
-            train_video(config, clips, vae, run, begin_from, recompute, lora)
+            train_video(config, clips, vae, run, begin_with, recompute, lora)
 
 
 def run_policy(
