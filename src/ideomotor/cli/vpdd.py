@@ -117,6 +117,8 @@ class VPDDEvaluate:
     """File of finished episodes (JSONL); a rerun skips them. POLICY/rollouts.jsonl by default."""
     workers: int = 2
     """Simulator processes."""
+    device: str | None = None
+    """Where the policy computes: cpu, cuda, cuda:1...; by default a GPU, where there is one."""
 
     def run(self) -> None:
         """Does it."""
@@ -132,6 +134,7 @@ class VPDDEvaluate:
                 self.episodes,
                 self.out or self.policy / "rollouts.jsonl",
                 self.workers,
+                self.device,
                 dial=self.dial,
                 execute=self.execute,
                 ensemble=self.ensemble,

@@ -147,6 +147,8 @@ class VPPEvaluate:
     films and page, POLICY/WORLD by default. A rerun skips what is finished there."""
     workers: int = 2
     """Simulator processes; CALVIN's tables stand in one each."""
+    device: str | None = None
+    """Where the policy computes: cpu, cuda, cuda:1...; by default a GPU, where there is one."""
     tasks: tuple[str, ...] = ()
     """metaworld, toy: tasks of the world, Meta-World's without "-v3"; easy, middle and hard for those of a level, "all"
     for all of the world. By default those of the quickstart."""
@@ -186,6 +188,7 @@ class VPPEvaluate:
             self.episodes,
             self.out or self.policy / "rollouts.jsonl",
             self.workers,
+            self.device,
             execute=self.execute,
             ensemble=self.ensemble,
             temperature=self.temperature,
@@ -197,8 +200,6 @@ class VPPEvaluate:
         console.print(success_table(rows))
 
     def _in_a_row(self, world: Literal["calvin", "play_table"]) -> None:
-        import torch
-
         from ideomotor.systems.table_trials import TableTrial, sequence_table
         from ideomotor.systems.vpp_tables import evaluate_in_a_row
 
@@ -217,8 +218,7 @@ class VPPEvaluate:
             workers=self.workers,
         )
         out = self.out or self.policy / world
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        summary = evaluate_in_a_row(self.policy, trial, out, device, self.other_camera)
+        summary = evaluate_in_a_row(self.policy, trial, out, self.device, self.other_camera)
         console.print(sequence_table(summary))
         console.print(f"page: {out / 'report.html'}", markup=False)
 

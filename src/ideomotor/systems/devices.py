@@ -1,4 +1,4 @@
-"""The device that a user names."""
+"""The device that a user names, or that is taken where none is named."""
 
 from __future__ import annotations
 
@@ -24,3 +24,14 @@ def device_named(name: str | torch.device) -> torch.device:
             "CUDA sees no GPU)"
         )
     return device
+
+
+def chosen_device(named: str | torch.device | None = None) -> torch.device:
+    """Returns the device of that name; where none is named, CUDA where there is any, else the CPU.
+
+    Raises:
+        ValueError: as ``device_named``.
+    """
+    if named is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return device_named(named)

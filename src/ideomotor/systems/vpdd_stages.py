@@ -21,6 +21,7 @@ from ideomotor.policies.actions import TemporalEnsemble
 from ideomotor.policies.discrete_diffusion import DiscreteDiffusionPolicy, DiscreteDiffusionPolicyConfig
 from ideomotor.predictors.discrete_diffusion import DiscreteDiffusionPredictor, DiscreteDiffusionPredictorConfig
 from ideomotor.systems import vpdd_published_stages as published
+from ideomotor.systems.devices import chosen_device
 from ideomotor.systems.recorded import recorded_actions, recorded_states
 from ideomotor.systems.sources import (
     DataOptions,
@@ -333,16 +334,16 @@ def evaluate(
     episodes: int,
     log: Path,
     workers: int = 2,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     dial: Dial | None = None,
     execute: int | None = None,
     ensemble: float | Literal["off"] | None = None,
     compiled: bool = False,
     **options: Any,
 ) -> list[EpisodeResult]:
-    """Rolls a fine-tuned policy of either form out on held-out goals, on ``device``.
+    """Rolls a fine-tuned policy of either form out on held-out goals; see ``trials.roll_out`` for the other options.
 
-    See ``trials.roll_out`` for the other options.
+    It computes on ``device``, by default CUDA where there is any.
 
     It looks through the camera that it was fine-tuned on, unless another is named, imagines as far as ``dial`` says and
     carries out ``execute`` actions of a chunk, overlapping ones averaged with decay ``ensemble`` ("off" for the newest
@@ -352,6 +353,7 @@ def evaluate(
     settings, camera, look, domain, compiling), and the dial where it is not at "features": what differs in
     any is tried anew.
     """
+    device = chosen_device(device)
     options["camera"] = options.get("camera") or camera_of(folder)
     if (Path(folder) / PUBLISHED_FILE).is_file():
         if dial is not None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float, Shaped
 from rich.console import Console
 from torch import Tensor
@@ -16,6 +15,7 @@ from ideomotor.data.feature_cache import FeatureCache
 from ideomotor.data.formats.checks import pieces
 from ideomotor.data.mixture import Source
 from ideomotor.data.windows import WindowIndex
+from ideomotor.systems.devices import chosen_device
 from ideomotor.systems.progress import bar
 from ideomotor.systems.vpp import VPP, Foreseeing
 from ideomotor.systems.vpp_encoder import Encoding
@@ -37,7 +37,7 @@ def feature_caches(
         OSError: the disk has no room for all that is missing; nothing was made.
     """
     config, alone = foreseeing.config, foreseeing.alone()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device()
     for part in foreseeing.parts:
         part.to(device).eval()
     model = _model_key(foreseeing, latents)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.latent_encoding import LatentSpec
 from ideomotor.data.latents import LatentCache, is_prepared, with_cached_latents
 from ideomotor.data.mixture import Source
 from ideomotor.data.sampling import Sampling, StridedWindow
 from ideomotor.systems.autoencoders import Autoencoder, vae_fingerprint
+from ideomotor.systems.devices import chosen_device
 from ideomotor.systems.progress import bar
 from ideomotor.systems.sources import DataOptions, Sources, console
 from ideomotor.systems.vpp import VPP
@@ -109,7 +108,7 @@ def _encoded(
         if not is_prepared(dataset, root, camera, size, name):
             spec = LatentSpec(camera=camera, size=size, vae=name, scale=vae.scale)
             with bar(f"encode {dataset.name} {camera}") as tell:
-                LatentCache.build(dataset, root, spec, VAEEncoder(vae_from, device()), 1, tell)
+                LatentCache.build(dataset, root, spec, VAEEncoder(vae_from, str(chosen_device())), 1, tell)
     return with_cached_latents(dataset, root, cameras, size, name)
 
 
@@ -135,8 +134,3 @@ def _published(path: Path, cameras: Sequence[str], config: VPP, vae: Autoencoder
         markup=False,
     )
     return dataset
-
-
-def device() -> str:
-    """Returns where to compute: CUDA where there is any, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from ideomotor.data.latent_encoding import Encode, Fit, LatentSpec
 from ideomotor.data.latent_windows import vae_of
 from ideomotor.data.latents import LatentCache, with_cached_latents
 from ideomotor.systems.autoencoders import Autoencoder, load_vae, vae_fingerprint
-from ideomotor.systems.devices import device_named
+from ideomotor.systems.devices import chosen_device, device_named
 from ideomotor.systems.progress import Tell, bar
 from ideomotor.systems.sources import report_quarantine
 from ideomotor.systems.vpp_mix import open_mix, open_part, refuse_both
@@ -195,7 +194,7 @@ def _cameras(dataset: Dataset, named: str, encoded: bool) -> list[str]:
 
 
 def _encoded(dataset: Dataset, camera: str, vae: Autoencoder, options: PrepareOptions, tell: Tell) -> Prepared:
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(chosen_device(options.device))
     spec = LatentSpec(
         camera=camera,
         size=(options.size, options.size),

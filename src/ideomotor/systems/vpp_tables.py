@@ -6,10 +6,9 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ideomotor.evaluation.calvin_results import SequenceSummary
 from ideomotor.policies.actions import TemporalEnsemble
+from ideomotor.systems.devices import chosen_device
 from ideomotor.systems.quickstarts import command_line
 from ideomotor.systems.stages import camera_of
 from ideomotor.systems.table_trials import TableTrial, run_in_a_row
@@ -19,22 +18,24 @@ from ideomotor.systems.vpp_trials import acting_by, name_of, refuse_other_camera
 
 
 def evaluate_in_a_row(
-    folder: Path, trial: TableTrial, out: Path, device: str | torch.device = "cpu", other_camera: bool = False
+    folder: Path, trial: TableTrial, out: Path, device: str | None = None, other_camera: bool = False
 ) -> SequenceSummary:
-    """Runs CALVIN's sequences with the policy of a finished stage 2, on ``device``; see ``table_trials.run_in_a_row``.
+    """Runs CALVIN's sequences with the policy of a finished stage 2; see ``table_trials.run_in_a_row``.
 
-    The log keeps the sequences under a fingerprint of all that decides how they end.
+    It computes on ``device``, by default CUDA where there is any. The log keeps the sequences under a fingerprint of
+    all that decides how they end.
 
     Raises:
         ValueError: as ``run_in_a_row``; or the cameras named are not those of the demonstrations, and ``other_camera``
-            does not say that this is meant.
+            does not say that this is meant; or there is no such device.
     """
+    there = chosen_device(device)
     if not other_camera:
         refuse_other_cameras(folder, trial.camera)
-    agent = acting_by(load_agent(folder, device), trial.execute, trial.ensemble, trial.temperature)
+    agent = acting_by(load_agent(folder, there), trial.execute, trial.ensemble, trial.temperature)
     plain = TableTrial(world="calvin" if trial.world == "play_table" else "play_table")  # the world is always named
-    flag = "--other-camera " if other_camera else ""
-    command = f"{command_line('vpp evaluate', out, trial, plain)} {flag}{shlex.quote(str(folder))}"
+    more = (["--device", device] if device else []) + ["--other-camera"] * other_camera
+    command = f"{command_line('vpp evaluate', out, trial, plain)} {shlex.join([*more, str(folder)])}"
     trial = replace(trial, camera=trial.camera or camera_of(folder))
     decay = agent.config.ensemble
     return run_in_a_row(

@@ -13,6 +13,7 @@ import torch
 
 from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.policies.actions import TemporalEnsemble
+from ideomotor.systems.devices import chosen_device
 from ideomotor.systems.sources import read_facts
 from ideomotor.systems.stages import camera_of
 from ideomotor.systems.trials import View, roll_out
@@ -92,21 +93,24 @@ def evaluate(
     episodes: int,
     log: Path,
     workers: int = 2,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     execute: int | None = None,
     ensemble: float | None = None,
     temperature: float = 1.0,
     other_camera: bool = False,
     **options: Any,
 ) -> list[EpisodeResult]:
-    """Rolls a policy out on held-out goals, on ``device``; see ``trials.roll_out`` for the other options.
+    """Rolls a policy out on held-out goals, on ``device`` (by default CUDA where there is any).
+
+    See ``trials.roll_out`` for the other options.
 
     Unless ``arm`` names it, the log keeps the episodes under a fingerprint of all that decides how they end.
 
     Raises:
         ValueError: the cameras are not those of the demonstrations (and ``other_camera`` does not say that this is
-            meant), or the policy's actions are not one a step of the world.
+            meant), the policy's actions are not one a step of the world, or there is no such device.
     """
+    device = chosen_device(device)
     options["camera"] = options.get("camera") or camera_of(folder)
     if not other_camera:
         refuse_other_cameras(folder, options["camera"])

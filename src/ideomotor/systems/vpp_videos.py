@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.systems.autoencoders import Autoencoder
+from ideomotor.systems.devices import chosen_device
 from ideomotor.systems.stages import refuse_unfinished
 from ideomotor.systems.vpp import VPP, TokenEncoder
 from ideomotor.systems.vpp_stages import load_models
@@ -33,7 +34,7 @@ class VideoModel:
         Raises:
             ValueError: the folder holds none.
         """
-        models = load_models(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        models = load_models(folder, chosen_device(device))
         if models.vae is None or models.predictor is None:
             refuse_unfinished(folder)
             raise ValueError(f"{folder} holds no video model: give the --out folder of `ideomotor vpp video`")
