@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from ideomotor.cli.vpp_videos import VPPGate, VPPPredict
+from ideomotor.systems.acting import SamplingChange
 from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.vpp import VPP
 from ideomotor.systems.vpp_mix import SampledOptions
@@ -137,6 +139,8 @@ class VPPEvaluate:
     temperature: float = 1.0
     """Scale of the noise that a chunk is denoised from: 1 as in training; 0 gives what is expected in the mean, for
     policies that are not sure yet."""
+    sampling: SamplingChange = field(default_factory=SamplingChange)
+    """How a chunk is denoised; by default as trained."""
     camera: str | None = None
     """Cameras that the policy looks through, joined by commas; by default those it was trained on. Others are
     refused without --other-camera."""
@@ -152,16 +156,17 @@ class VPPEvaluate:
     tasks: tuple[str, ...] = ()
     """metaworld, toy: tasks of the world, Meta-World's without "-v3"; easy, middle and hard for those of a level, "all"
     for all of the world. By default those of the quickstart."""
-    episodes: int = 20
-    """metaworld, toy: episodes a task; each has a goal of its own out of 20 held-out ones."""
-    look: Literal["fast", "default"] = "fast"
-    """metaworld: how pictures are rendered, as in `collect`."""
-    sequences: int = 1000
-    """calvin, play_table: the first that many of CALVIN's 1000 sequences."""
-    steps: int = 360
-    """calvin, play_table: actions that each task may take; 360 is CALVIN's."""
-    films: int = 10
-    """calvin, play_table: the first that many sequences are filmed, and kept where one is not finished."""
+    episodes: int | None = None
+    """metaworld, toy: episodes a task; each has a goal of its own out of 20 held-out ones. 20 by default."""
+    look: Literal["fast", "default"] | None = None
+    """metaworld: how pictures are rendered, as in `collect`; fast by default."""
+    sequences: int | None = None
+    """calvin, play_table: the first that many of CALVIN's 1000 sequences; all of them by default."""
+    steps: int | None = None
+    """calvin, play_table: actions that each task may take; by default 360, which is CALVIN's."""
+    films: int | None = None
+    """calvin, play_table: the first that many sequences are filmed, and kept where one is not finished; 10 by
+    default."""
     calvin: Path | None = None
     """calvin: your own calvin_env, the root of its repository; by default the one that Python can import."""
 
@@ -182,45 +187,61 @@ class VPPEvaluate:
 
         if self.calvin is not None:
             raise ValueError(f"--calvin names a calvin_env, and the world is {world}: give --world calvin too")
+        why = f"{world} is tried task by task, and sequences of five are those of calvin and play_table"
+        _refuse({"--sequences": self.sequences, "--steps": self.steps, "--films": self.films}, why)
+        if world == "toy":
+            _refuse({"--look": self.look}, "the toy world is drawn in one way")
         rows = evaluate(
             self.policy,
             self.tasks or DEFAULT_TASKS[world],
-            self.episodes,
+            20 if self.episodes is None else self.episodes,
             self.out or self.policy / "rollouts.jsonl",
             self.workers,
             self.device,
             execute=self.execute,
             ensemble=self.ensemble,
             temperature=self.temperature,
+            sampling=self.sampling,
             world=world,
             camera=self.camera,
             other_camera=self.other_camera,
-            look=self.look,
+            look=self.look or "fast",
         )
         console.print(success_table(rows))
 
     def _in_a_row(self, world: Literal["calvin", "play_table"]) -> None:
+        from ideomotor.evaluation.calvin_protocol import MAX_STEPS, NUM_SEQUENCES
         from ideomotor.systems.table_trials import TableTrial, sequence_table
         from ideomotor.systems.vpp_tables import evaluate_in_a_row
 
         if self.tasks:
             raise ValueError(f"--tasks chooses among single tasks; {world} runs sequences of five: leave it out")
+        why = f"{world} runs sequences of five tasks, each once and drawn in one way"
+        _refuse({"--episodes": self.episodes, "--look": self.look}, why)
         trial = TableTrial(
             world=world,
-            sequences=self.sequences,
-            steps=self.steps,
+            sequences=NUM_SEQUENCES if self.sequences is None else self.sequences,
+            steps=MAX_STEPS if self.steps is None else self.steps,
             execute=self.execute,
             ensemble=self.ensemble,
             temperature=self.temperature,
+            sampling=self.sampling,
             camera=self.camera,
             calvin=self.calvin,
-            films=self.films,
+            films=10 if self.films is None else self.films,
             workers=self.workers,
         )
         out = self.out or self.policy / world
         summary = evaluate_in_a_row(self.policy, trial, out, self.device, self.other_camera)
         console.print(sequence_table(summary))
         console.print(f"page: {out / 'report.html'}", markup=False)
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Refuses options that were given and would do nothing."""
+    given = ", ".join(name for name, value in options.items() if value is not None)
+    if given:
+        raise ValueError(f"{given} would do nothing: {why}; leave out {given}")
 
 
 @dataclass(frozen=True, kw_only=True)

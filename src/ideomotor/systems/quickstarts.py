@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +26,19 @@ console = Console(soft_wrap=True)
 
 def command_line(verb: str, out: Path, config: Any, plain: Any) -> str:
     """Returns the command that ``config`` came from: the verb, OUT, and every option that differs from ``plain``."""
-    words = ["ideomotor", *verb.split(), "--out", str(out)]
+    return shlex.join(["ideomotor", *verb.split(), "--out", str(out), *_options(config, plain)])
+
+
+def _options(config: Any, plain: Any, group: str = "--") -> list[str]:
+    words = []
     for option in fields(config):
-        value = getattr(config, option.name)
-        if value != getattr(plain, option.name):
-            given = value if isinstance(value, tuple) else (value,)
-            words += [f"--{option.name.replace('_', '-')}", *map(str, given)]
-    return shlex.join(words)
+        value, usual = getattr(config, option.name), getattr(plain, option.name)
+        name = f"{group}{option.name.replace('_', '-')}"
+        if is_dataclass(value):
+            words += _options(value, usual, f"{name}.")
+        elif value != usual:
+            words += [name, *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def claim(out: Path, settings: dict[str, Any], what: str = "quickstart") -> None:

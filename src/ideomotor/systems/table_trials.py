@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ideomotor.evaluation.calvin_protocol import MAX_STEPS, NUM_SEQUENCES, evalu
 from ideomotor.evaluation.calvin_results import SequenceResult, SequenceSummary, read_sequences, summarize_sequences
 from ideomotor.evaluation.rollout import Ensemble
 from ideomotor.files import sole_writer
+from ideomotor.systems.acting import SamplingChange
 from ideomotor.systems.progress import Tell, bar
 from ideomotor.systems.quickstart_report import environment
 from ideomotor.systems.trials import View
@@ -51,6 +52,7 @@ class TableTrial:
         execute: actions of a chunk that are carried out before looking again; None as trained.
         ensemble: decay with which overlapping chunks are averaged; None as trained.
         temperature: scale of the noise that actions are denoised from.
+        sampling: how they are denoised, where otherwise than as trained.
         camera: the table's cameras that the policy looks through, joined by commas; None for those it was trained on.
         calvin: root of the user's calvin_env; None takes the one that can be imported.
         films: the first that many sequences are filmed, and kept where one is not finished.
@@ -63,6 +65,7 @@ class TableTrial:
     execute: int | None = None
     ensemble: float | None = None
     temperature: float = 1.0
+    sampling: SamplingChange = field(default_factory=SamplingChange)
     camera: str | None = None
     calvin: Path | None = None
     films: int = 10

@@ -13,6 +13,7 @@ from ideomotor.systems.quickstarts import command_line
 from ideomotor.systems.stages import camera_of
 from ideomotor.systems.table_trials import TableTrial, run_in_a_row
 from ideomotor.systems.vpp import VPP
+from ideomotor.systems.vpp_agent import VPPAgent
 from ideomotor.systems.vpp_stages import load_agent
 from ideomotor.systems.vpp_trials import acting_by, name_of, refuse_other_cameras, view_of
 
@@ -32,7 +33,7 @@ def evaluate_in_a_row(
     there = chosen_device(device)
     if not other_camera:
         refuse_other_cameras(folder, trial.camera)
-    agent = acting_by(load_agent(folder, there), trial.execute, trial.ensemble, trial.temperature)
+    agent = acting_by(load_agent(folder, there), trial.execute, trial.ensemble, trial.temperature, trial.sampling)
     plain = TableTrial(world="calvin" if trial.world == "play_table" else "play_table")  # the world is always named
     more = (["--device", device] if device else []) + ["--other-camera"] * other_camera
     command = f"{command_line('vpp evaluate', out, trial, plain)} {shlex.join([*more, str(folder)])}"
@@ -47,7 +48,7 @@ def evaluate_in_a_row(
         name=_name(agent.config),
         command=command,
         ensemble=None if decay is None else TemporalEnsemble(decay),
-        facts=_facts(agent.config) | {"temperature": f"{agent.temperature:g}"},
+        facts=_facts(agent),
     )
 
 
@@ -55,7 +56,8 @@ def _name(config: VPP) -> str:
     return "VPP" if config.eyes == "foresight" else f"control ({config.eyes})"
 
 
-def _facts(config: VPP) -> dict[str, str]:
+def _facts(agent: VPPAgent) -> dict[str, str]:
+    config, sampling = agent.config, agent.sampling
     foresight = config.foresight
     seen = {
         "foresight": f"one pass of the video model, told a noise level of {foresight.sigma:g}, up-blocks "
@@ -66,4 +68,10 @@ def _facts(config: VPP) -> dict[str, str]:
         "pixels": "a CNN of the newest frame (a control without foresight)",
     }
     averaged = "none" if config.ensemble is None else f"overlapping chunks averaged, decay {config.ensemble:g}"
-    return {"the policy sees": seen[config.eyes], "ensemble": averaged}
+    ends = "levels vp" if sampling.levels == "vp" else f"noise levels {sampling.sigma_max:g} to {sampling.sigma_min:g}"
+    return {
+        "the policy sees": seen[config.eyes],
+        "ensemble": averaged,
+        "actions are denoised": f"by {sampling.sampler}, {sampling.steps} steps, {ends}",
+        "temperature": f"{agent.temperature:g}",
+    }

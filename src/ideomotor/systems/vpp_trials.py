@@ -13,6 +13,7 @@ import torch
 
 from ideomotor.evaluation.episodes import EpisodeResult
 from ideomotor.policies.actions import TemporalEnsemble
+from ideomotor.systems.acting import SamplingChange
 from ideomotor.systems.devices import chosen_device
 from ideomotor.systems.sources import read_facts
 from ideomotor.systems.stages import camera_of
@@ -24,16 +25,24 @@ from ideomotor.training.checkpoint import fingerprint
 from ideomotor.training.config import config_to_json
 
 
-def acting_by(agent: VPPAgent, execute: int | None, ensemble: float | None, temperature: float = 1.0) -> VPPAgent:
-    """Returns the agent, set to execute and to average chunks otherwise than it was trained, where that is given.
+def acting_by(
+    agent: VPPAgent,
+    execute: int | None,
+    ensemble: float | None,
+    temperature: float = 1.0,
+    sampling: SamplingChange | None = None,
+) -> VPPAgent:
+    """Returns the agent, set to execute, average and denoise chunks otherwise than it was trained, where that is given.
 
     Raises:
-        ValueError: the temperature is not in 0..1.
+        ValueError: the temperature is not in 0..1, or there is no such sampling.
     """
     if not 0 <= temperature <= 1:
         raise ValueError(
             f"--temperature is {temperature}; wanted from 0 (what is expected) to 1 (noise as in training)"
         )
+    if sampling is not None:
+        agent.sampling = sampling.of(agent.policy.config.sampling)
     config, agent.temperature = agent.config, temperature
     agent.config = replace(
         config, execute=config.execute if execute is None else execute,
@@ -46,7 +55,10 @@ def name_of(agent: VPPAgent, *facts: Any) -> str:
     """Returns a fingerprint of all that decides how the agent acts, and of other facts of a trial."""
     held = () if agent.foreseeing is None else agent.foreseeing.parts
     parts = [fingerprint(part, part.config) for part in (agent.policy, agent.looking, *held)]
-    other = [] if agent.temperature == 1 else [agent.temperature]  # rows of before there was a temperature go on
+    # Rows of before there was a temperature, or a sampling other than the trained one, go on.
+    other: list[Any] = [] if agent.temperature == 1 else [agent.temperature]
+    if agent.sampling != agent.policy.config.sampling:
+        other.append(config_to_json(agent.sampling))
     known = [parts, *facts, *other, config_to_json(agent.config)]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:12]
 
@@ -97,6 +109,7 @@ def evaluate(
     execute: int | None = None,
     ensemble: float | None = None,
     temperature: float = 1.0,
+    sampling: SamplingChange | None = None,
     other_camera: bool = False,
     **options: Any,
 ) -> list[EpisodeResult]:
@@ -114,7 +127,7 @@ def evaluate(
     options["camera"] = options.get("camera") or camera_of(folder)
     if not other_camera:
         refuse_other_cameras(folder, options["camera"])
-    agent = acting_by(load_agent(folder, device), execute, ensemble, temperature)
+    agent = acting_by(load_agent(folder, device), execute, ensemble, temperature, sampling)
     if agent.config.ensemble is not None:
         options["ensemble"] = TemporalEnsemble(agent.config.ensemble)
     if "arm" not in options:
