@@ -35,8 +35,8 @@ data = [{data!r}]
 video_from = {video!r}
 cache = {cache!r}
 [arms.foresight]
-[arms.last_layer]
-layers = [1]
+[arms.some_layers]
+layers = [[0, 1], 1]
 [arms.encoder]
 eyes = "encoder"
 encoder = {encoder!r}

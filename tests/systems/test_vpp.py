@@ -194,6 +194,28 @@ def test_cached_features_train_the_same_policy(home: Path, tmp_path: Path, more:
         assert apart.mean() < 1e-4 and (apart > 1e-3).float().mean() < 0.02, (apart.max(), apart.mean())
 
 
+def test_single_layers_can_be_read(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layers = ("--foresight.layers", 0.1, 1.0)  # of up-blocks 0 and 1
+    assert stage(home, "policy", tmp_path / "policy", *layers) == 0
+    there = json.loads((tmp_path / "policy/vpp.json").read_text())["foresight"]["layers"]
+    agent, whole = load_agent(tmp_path / "policy"), load_agent(home / "policy")
+    assert there == [[0, 1], [1, 0]] and agent.config.foresight.layers == ((0, 1), (1, 0))
+    assert agent.foreseeing is not None and whole.foreseeing is not None
+    found, blocks = (one.foreseeing(seen().frames["main"], seen().text) for one in (agent, whole))
+    assert found.shape[2] > 0 and found.shape[3] == blocks.shape[3] == 64
+    assert not torch.equal(found[..., :32], blocks[..., :32]) and agent.act(seen()).shape == (2, 4, 2)
+    capsys.readouterr()
+    for words, why in [
+        (("--foresight.layers", 1.2), "there is no 1.2 on the way up: wanted an up-block 0..3, or block.layer"),
+        (("--foresight.layers", "1:0"), "BLOCK.LAYER"),
+        (("--foresight.layers",), "wanted sigma above 0, up-blocks and layers from 0 on"),
+        (layers[:2], "features of width 32; the former reads"),
+    ]:
+        assert stage(home, "policy", tmp_path / "a", *words) == 2
+        shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert why in shown and "Traceback" not in shown and not (tmp_path / "a").exists()
+
+
 def test_both_stages_train_in_fp16(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--policy-stage.optim.fp16", "--cache-features")
     assert stage(home, "video", tmp_path / "video", "--video-stage.optim.fp16") == 0

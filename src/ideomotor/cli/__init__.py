@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ideomotor.cli import ivideogpt, vpdd, vpp
 from ideomotor.cli.collect import CollectVerbs
+from ideomotor.cli.constructors import registry
 from ideomotor.cli.data import DataVerbs
 from ideomotor.cli.dry_run import DryRunCommand
 from ideomotor.cli.imagine import Imagine
@@ -103,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     try:
-        command = tyro.cli(_commands(system_configs(arguments)), args=arguments, prog="ideomotor", description=ABOUT)
+        tree = _commands(system_configs(arguments))
+        command = tyro.cli(tree, args=arguments, prog="ideomotor", description=ABOUT, registry=registry())
         getattr(command, "command", command).run()
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError, RuntimeError) as error:
         if debug:

@@ -20,6 +20,12 @@ from ideomotor.files import read_settings
 Tap = int | tuple[int, int]
 """What of the way up is read: a whole block (as it leaves its up-sampling), or (block, layer in it)."""
 
+
+def tap_name(tap: Tap) -> str:
+    """Returns "1" for a block, "1.2" for a layer in it."""
+    return ".".join(map(str, tap)) if isinstance(tap, tuple) else str(tap)
+
+
 _CLASS = "UNetSpatioTemporalConditionModel"
 _SETTINGS = {  # ours -> diffusers'
     "widths": "block_out_channels", "heads": "num_attention_heads", "layers": "layers_per_block",
@@ -77,7 +83,7 @@ class SVDUNetConfig:
         last = len(self.widths) - 1
         if not (0 <= block <= last and 0 <= layer <= self.layers):
             raise ValueError(
-                f"there is no {tap} on the way up: wanted an up-block 0..{last}, or (block, layer) with layers "
+                f"there is no {tap_name(tap)} on the way up: wanted an up-block 0..{last}, or block.layer with layers "
                 f"0..{self.layers}"
             )
         level = last - block if isinstance(tap, tuple) else max(last - 1 - block, 0)

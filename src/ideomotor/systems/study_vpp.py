@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ideomotor.predictors.svd_unet import Tap
 from ideomotor.systems.sources import DataOptions
 from ideomotor.systems.study_cells import Cell, Done
 from ideomotor.systems.vpp import VPP, Eyes
@@ -26,7 +27,8 @@ class VPPEyes:
         preset: of stage 1, which the settings below change.
         eyes: what the policy looks with.
         encoder: transformers folder of the image encoder that eyes of that name look with; others leave it alone.
-        layers: up-blocks whose maps are joined; as the preset has them where none are named.
+        layers: whose maps are joined: up-blocks, or [block, layer] for a layer within one; as the preset has them where
+            none are named.
         passes: denoising pass that is read.
         former: how features become tokens; "linear" is no Video Former.
     """
@@ -38,7 +40,7 @@ class VPPEyes:
     preset: str = "cpu"
     eyes: Eyes = "foresight"
     encoder: str = ""
-    layers: tuple[int, ...] = ()
+    layers: tuple[Tap, ...] = ()
     passes: int = 1
     former: Literal["3d", "2d", "linear"] = "3d"
 

@@ -28,6 +28,7 @@ from ideomotor.policies.own_robots import loss_groups, own_robot
 from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
+from ideomotor.predictors.svd_unet import Tap, tap_name
 from ideomotor.systems.autoencoders import Autoencoder, AutoencoderConfig
 from ideomotor.systems.vpdd import Stage, TextEncoder, seen_frames, view_names
 from ideomotor.tokenizers.image_encoder import ImageEncoder
@@ -48,22 +49,24 @@ class Foresight:
 
     Attributes:
         sigma: noise level that the network is told. 700 is published; training reaches about 28 in 5 of 100 films.
-        layers: up-blocks whose maps are joined.
+        layers: whose maps are joined: up-blocks, or (block, layer) for what a layer within one gives; as an option 1,
+            or 1.2. The network of SVD has 4 blocks of 3 layers: the 6th of its 12 is (1, 2).
         steps: denoising pass that is read.
         seed: of the noise, which is then the same for every frame that is looked at. None draws it anew each time, as
             published: what is seen then differs from call to call.
     """
 
     sigma: float = 700.0
-    layers: tuple[int, ...] = (0, 1)
+    layers: tuple[Tap, ...] = (0, 1)
     steps: int = 1
     seed: int | None = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf or self.steps < 1 or not self.layers or min(self.layers) < 0:
+        places = [place for tap in self.layers for place in (tap if isinstance(tap, tuple) else (tap,))]
+        if not 0 < self.sigma < math.inf or self.steps < 1 or min(places, default=-1) < 0:
             raise ValueError(
-                f"foresight of sigma {self.sigma}, layers {self.layers}, steps {self.steps}; wanted sigma above 0, "
-                "up-blocks from 0 on, and at least 1 step"
+                f"foresight of sigma {self.sigma}, layers {' '.join(map(tap_name, self.layers))}, steps {self.steps}; "
+                "wanted sigma above 0, up-blocks and layers from 0 on, and at least 1 step"
             )
 
 

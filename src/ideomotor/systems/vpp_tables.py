@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ideomotor.evaluation.calvin_results import SequenceSummary
 from ideomotor.policies.actions import TemporalEnsemble
+from ideomotor.predictors.svd_unet import tap_name
 from ideomotor.systems.devices import chosen_device
 from ideomotor.systems.quickstarts import command_line
 from ideomotor.systems.stages import camera_of
@@ -61,7 +62,7 @@ def _facts(agent: VPPAgent) -> dict[str, str]:
     foresight = config.foresight
     seen = {
         "foresight": f"one pass of the video model, told a noise level of {foresight.sigma:g}, up-blocks "
-        f"{', '.join(map(str, foresight.layers))}; noise "
+        f"{', '.join(map(tap_name, foresight.layers))}; noise "
         + ("drawn anew at each look" if foresight.seed is None else "the same at each look"),
         "encoder": "the tokens of a frozen image encoder of the newest frame (a control without foresight)",
         "latents": "the latents of the newest frame (a control without foresight)",

@@ -1,0 +1,40 @@
+"""Values that one word of a command line stands for: a layer of the video model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from ideomotor.predictors.svd_unet import Tap, tap_name
+
+
+def registry() -> ConstructorRegistry:
+    """Returns what reads such words, wherever a command has one."""
+    known = ConstructorRegistry()
+
+    @known.primitive_rule
+    def tap(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type != Tap:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="BLOCK|BLOCK.LAYER",
+            instance_from_str=lambda words: tap_of(words[0]),
+            is_instance=lambda value: isinstance(value, int | tuple),
+            str_from_instance=lambda value: [tap_name(value)],
+        )
+
+    return known
+
+
+def tap_of(word: str) -> Tap:
+    """Returns the up-block 1 of "1", and the layer 2 in it of "1.2".
+
+    Raises:
+        ValueError: the word is neither.
+    """
+    block, point, layer = word.partition(".")
+    if not all(number.isascii() and number.isdecimal() for number in ((block, layer) if point else (block,))):
+        raise ValueError(f"{word!r} names no up-block (1) and no layer in one (1.2), counted from 0")
+    return (int(block), int(layer)) if point else int(block)
