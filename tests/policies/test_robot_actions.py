@@ -144,7 +144,7 @@ def test_it_is_saved_beside_a_policy(tmp_path):
 
 def test_unknown_robots_and_parts():
     with pytest.raises(
-        ValueError, match=r"no robot 'xarm_xhnd'; did you mean 'xarm_xhand'\? \(robots: calvin, .*OwnRobot"
+        ValueError, match=r"no robot 'xarm_xhnd'; did you mean 'xarm_xhand'\? \(robots: calvin, .*--robot mine\.json"
     ):
         own_robot("xarm_xhnd")
     with pytest.raises(ValueError, match="'p' is a position and cannot be 'relative_euler': take one of absolute"):

@@ -22,6 +22,7 @@ from ideomotor.data.loader import ClipLoader
 from ideomotor.data.synthetic import synthetic_disc
 from ideomotor.data.video import write_video
 from ideomotor.files import sole_writer
+from ideomotor.policies.own_robots import OwnRobotConfig
 from ideomotor.systems.sources import DataOptions, open_sources
 from ideomotor.systems.stages import read_config
 from ideomotor.systems.vpp import VPP, ActionDenoising, Foreseeing, Foresight
@@ -42,6 +43,7 @@ BLIND = ("--eyes", "latents", "--former.feature-width", 4, "--former.frames", 1)
 TOY = ("--world", "toy", "--tasks", "red")
 THROUGH = ("--camera", "main", "--other-camera")  # recordings call it otherwise
 MODELS = ("vae", "predictor", "looking", "policy")
+ARM = ("lift", "turn")
 
 
 def stage(home: Path, name: str, out: Path, *more: object) -> int:
@@ -416,19 +418,45 @@ def test_an_own_robot_learns_and_acts_in_its_units(home: Path, tmp_path: Path) -
         load_agent(tmp_path / "policy")
 
 
+def test_a_robot_of_a_file_is_learned_and_the_folder_needs_the_file_no_more(home: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        arm(tmp_path / f"arm/{number}.npz")
+    parts = [
+        {"name": "xyz", "kind": "position", "form": "difference", "width": 3, "weight": 2.0},
+        {"name": "rotation", "kind": "quaternion", "form": "relative_euler", "width": 4},
+        {"name": "fingers", "kind": "joints", "form": "absolute", "width": 12},
+    ]
+    (tmp_path / "mine.json").write_text(json.dumps({"parts": parts}))
+    words = ("policy", tmp_path / "policy", "--data", tmp_path / "arm", "--robot", tmp_path / "mine.json")
+    assert stage(home, *words) == 0 and stage(home, *words) == 0  # the second time nothing is left to do
+    (tmp_path / "mine.json").unlink()
+    agent = load_agent(tmp_path / "policy")
+    assert isinstance(agent.config.robot, OwnRobotConfig) and agent.robot is not None
+    assert agent.config.robot == agent.robot.config and agent.config.robot.canonical
+    assert [(group.name, group.width, group.weight) for group in agent.policy.config.groups] == [
+        ("xyz", 3, 2.0), ("rotation", 3, 1.0), ("fingers", 12, 1.0)
+    ]  # fmt: skip
+    states = torch.from_numpy(np.load(tmp_path / "arm/0.npz")["proprio"][:2])
+    assert agent.act(replace(seen(2), proprio=states)).shape == (2, 4, 19)
+
+
 def test_what_is_no_recording_of_the_robot_is_refused(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arm(tmp_path / "arm/0.npz")
     arm(tmp_path / "arm/1.npz", norm=0.5)
     arm(tmp_path / "short/0.npz", states=9)
-    xhand = ("--robot", "xarm_xhand")
+    xhand, mine = ("--robot", "xarm_xhand"), tmp_path / "mine.json"
+    joints = [{"name": name, "kind": "joints", "form": "absolute", "width": 2 + n} for n, name in enumerate(ARM)]
+    mine.write_text(json.dumps({"parts": joints, "state": False}))
     for words, why in [
         (("--data", tmp_path / "arm", *xhand), "'1': the quaternion of part 'rotation' of the states"),
         (("--data", tmp_path / "short", *xhand), "9"),
         (("--data", tmp_path / "arm", "--robot", "bimanual"), "of width 19, the robot 'bimanual' takes 38"),
         (("--data", tmp_path / "arm", "--robot", "xarm_xhnd"), "did you mean 'xarm_xhand'?"),
         (("--robot", "calvin"), "of width 2, the robot 'calvin' takes 7"),
+        (("--robot", mine), "of width 2, the robot of lift, turn takes 5"),
+        (("--robot", tmp_path / "other.json"), "other.json"),
         (("--action-stride", 0), "action_stride 0"),
     ]:
         capsys.readouterr()

@@ -191,20 +191,32 @@ OWN_ROBOTS: dict[str, Callable[[], OwnRobotConfig]] = {
 }
 
 
-def own_robot(name: str) -> OwnRobotConfig:
-    """Returns a preset.
+Robot = str | OwnRobotConfig
+"""A preset's name, or a robot of one's own."""
+
+
+def own_robot(robot: Robot) -> OwnRobotConfig:
+    """Returns the preset of that name; what is a robot already, as it is.
 
     Raises:
         ValueError: there is none of that name.
     """
+    if isinstance(robot, OwnRobotConfig):
+        return robot
+    name = robot
     if name not in OWN_ROBOTS:
         near = difflib.get_close_matches(name, OWN_ROBOTS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"there is no robot {name!r}{hint} (robots: {', '.join(OWN_ROBOTS)}); for another, write an OwnRobotConfig "
-            "of its parts"
+            f"there is no robot {name!r}{hint} (robots: {', '.join(OWN_ROBOTS)}); for another, write its parts into a "
+            "JSON file and give that (--robot mine.json, see docs/own_robots.md), or an OwnRobotConfig"
         )
     return OWN_ROBOTS[name]()
+
+
+def robot_name(robot: Robot) -> str:
+    """Returns what messages call a robot: a preset by its name, another by its parts."""
+    return repr(robot) if isinstance(robot, str) else f"of {', '.join(part.name for part in robot.parts)}"
 
 
 def _pose(

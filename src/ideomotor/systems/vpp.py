@@ -24,7 +24,7 @@ from ideomotor.layers.conv import PixelStem, PixelStemConfig
 from ideomotor.layers.resampler import SpatialReadout
 from ideomotor.layers.video_former import VideoFormer, VideoFormerConfig
 from ideomotor.policies.edm_transformer import EDMTransformer, EDMTransformerConfig
-from ideomotor.policies.own_robots import loss_groups, own_robot
+from ideomotor.policies.own_robots import Robot, loss_groups, own_robot, robot_name
 from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.predictors.latent_diffusion_config import LatentDiffusionConfig
@@ -92,8 +92,8 @@ class VPP:
             (``vpp_encoder.looking_through``).
         stem: of the control that looks with a CNN of its own.
         policy: sizes of the action head.
-        robot: of whose commands actions are made, by name (``policies.own_robots``); it sets the head's widths and loss
-            groups. "" learns actions as they are recorded.
+        robot: of whose commands actions are made (``policies.own_robots``): the name of a preset, or your own (as an
+            option a JSON file). It sets the head's widths and loss groups; "" learns actions as they are recorded.
         action_stride: frames from one action of a chunk to the next; above 1 for recordings faster than the robot.
         remain: frames of a demonstration that there must be from where a chunk begins on; 21 is published for CALVIN.
         save_every: training steps after which a stage's state is saved.
@@ -114,7 +114,7 @@ class VPP:
     former: VideoFormerConfig = field(default_factory=VideoFormerConfig)
     stem: PixelStemConfig = field(default_factory=PixelStemConfig)
     policy: EDMTransformerConfig = field(default_factory=EDMTransformerConfig)
-    robot: str = ""
+    robot: Robot = ""
     action_stride: int = 1
     remain: int = 1
     save_every: int = 200
@@ -129,7 +129,8 @@ class VPP:
             own_robot(self.robot)  # refuses an unknown one
             if self.policy.proprio_standard:
                 raise ValueError(
-                    f"the states of {self.robot!r} are scaled already: leave out --policy.proprio-standard or --robot"
+                    f"the states of the robot {robot_name(self.robot)} are scaled already: leave out "
+                    "--policy.proprio-standard or --robot"
                 )
         if min(self.action_stride, self.remain) < 1:
             raise ValueError(f"action_stride {self.action_stride} and remain {self.remain} must be at least 1")

@@ -9,7 +9,7 @@ import torch
 from ideomotor.data.acting_windows import ActingWindow
 from ideomotor.data.mixture import Source
 from ideomotor.data.signals import read_actions, read_proprio
-from ideomotor.policies.own_robots import own_robot
+from ideomotor.policies.own_robots import own_robot, robot_name
 from ideomotor.policies.robot_actions import RobotActions
 from ideomotor.systems.recorded import recorded_actions, recorded_states
 from ideomotor.systems.sources import Sources
@@ -57,7 +57,7 @@ def refuse_other_width(config: VPP, sources: Sources) -> None:
         return
     if config.robot:
         raise ValueError(
-            f"the demonstrations have actions of width {width}, the robot {config.robot!r} takes "
+            f"the demonstrations have actions of width {width}, the robot {robot_name(config.robot)} takes "
             f"{config.command_width}: name the robot that gave them with --robot, or leave it out"
         )
     raise ValueError(
