@@ -17,9 +17,9 @@ from ideomotor.policies.edm_transformer import EDMTransformer
 from ideomotor.systems import vpp_tables, vpp_trials
 from ideomotor.systems.acting import SamplingChange
 from ideomotor.systems.vpp import Looking
-from ideomotor.systems.vpp_agent import VPPAgent
+from ideomotor.systems.vpp_agent import VPPAgent, acting_by
 from ideomotor.systems.vpp_presets import looking_with, tiny
-from ideomotor.systems.vpp_trials import acting_by, name_of
+from ideomotor.systems.vpp_trials import name_of
 from ideomotor.types import Clip
 
 OTHER = ("--sampling.sampler", "heun", "--sampling.steps", 3, "--sampling.sigma-min", 1.0)

@@ -31,17 +31,22 @@ from ideomotor.predictors.perceiver_diffusion import PerceiverDiffusionPredictor
 from ideomotor.serving.backend import Backend
 from ideomotor.serving.limits import Refused
 from ideomotor.systems import ivideogpt, vpdd_published_config, vpp_presets
+from ideomotor.systems.acting import SamplingChange
 from ideomotor.systems.serving import Serving, open_backend
 from ideomotor.systems.stages import FAST_FILE, IMPORT_FILE, PUBLISHED_FILE, VPP_FILE, WORLD_FILE
 from ideomotor.systems.vpdd import tiny, view_names
 from ideomotor.systems.vpp import VPP, Looking
+from ideomotor.systems.vpp_agent import in_bf16
+from ideomotor.systems.vpp_stages import load_agent
 from ideomotor.systems.world import World
 from ideomotor.tokenizers.axial_vqvae import AxialVQVAE
 from ideomotor.tokenizers.context_vqgan import ContextVQGAN
+from ideomotor.tokenizers.patch_pca import PatchPCA, PatchPCAConfig
 from ideomotor.tokenizers.svd_vae import SVDVAE
 from ideomotor.tokenizers.vqvae3d import VQVAE3D
 from ideomotor.training.checkpoint import save_model, write_json
 from ideomotor.training.config import config_to_json
+from ideomotor.types import Clip
 
 SENTENCES = ("push the disc", "pull the disc", "leave it")
 
@@ -399,6 +404,43 @@ def test_folders_that_have_nothing_to_serve_say_what_to_give(tmp_path: Path, fol
         open_backend(tmp_path / "import")
 
 
+def test_vpp_foresees_in_bf16_and_acts_nearly_alike(folders: Callable[[str], Path]) -> None:
+    plain, light = open_backend(folders("vpp")), open_backend(folders("vpp"), Serving(weights="bf16"))
+    for seed in range(3):
+        wanted, found = (answer(backend, observed(backend, seed)) for backend in (plain, light))
+        assert found.shape == wanted.shape and found.dtype == wanted.dtype and not np.array_equal(found, wanted)
+        np.testing.assert_allclose(found, wanted, atol=0.02 * wanted.std())
+    films = []
+    for backend in (plain, light):
+        (film,) = backend.imagine(backend.prepare(backend.session(), observed(backend, 0, imagine=True)))
+        films.append(film["main"].astype(float))
+    assert films[0].shape == films[1].shape and np.abs(films[0] - films[1]).mean() < 3  # of 255
+    for name in ("vpp, pixels", "vpp, noise drawn anew"):
+        agent = load_agent(folders(name))
+        if agent.foreseeing is None:
+            with pytest.raises(ValueError, match="this policy looks with pixels: leave out --weights"):
+                in_bf16(agent)
+            continue
+        agent.foreseeing.vae = patches = PatchPCA(PatchPCAConfig(patch=2, channels=4))  # type: ignore[attr-defined]
+        patches.fit([torch.randint(0, 256, (1, 4, 3, 32, 32), dtype=torch.uint8)])
+        vae, video = in_bf16(agent).foreseeing.parts  # type: ignore[union-attr]
+        assert vae is patches and patches.into.dtype == torch.float32  # rounded, it would blur
+        assert {weight.dtype for weight in video.parameters()} == {torch.bfloat16}
+        assert {weight.dtype for weight in agent.policy.parameters()} == {torch.float32}
+        context = Clip(frames={"main": torch.zeros(1, 1, 3, 32, 32, dtype=torch.uint8)}, text=("push",))
+        assert agent.act(context, [torch.Generator()]).dtype == torch.float32
+
+
+def test_vpp_denoises_as_it_is_told(folders: Callable[[str], Path]) -> None:
+    ways = (Serving(), Serving(temperature=0.0), Serving(sampling=SamplingChange(sigma_min=1.0)))
+    chunks = [answer(backend, observed(backend, 0)) for backend in (open_backend(folders("vpp"), how) for how in ways)]
+    assert len({chunk.tobytes() for chunk in chunks}) == 3
+    with pytest.raises(ValueError, match=r"--temperature is 2\.0"):
+        open_backend(folders("vpp"), Serving(temperature=2.0))
+    with pytest.raises(ValueError, match="sampling, temperature means nothing to the policy in"):
+        open_backend(folders("vpdd"), Serving(temperature=0.0, sampling=SamplingChange(steps=3)))
+
+
 def test_options_that_mean_nothing_are_refused(folders: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match="dial means nothing to the policy in"):
         open_backend(folders("vpp"), Serving(dial="full"))
@@ -409,6 +451,8 @@ def test_options_that_mean_nothing_are_refused(folders: Callable[[str], Path]) -
             open_backend(folders(name), Serving(max_batch=4))
     with pytest.raises(ValueError, match="weights means nothing to the policy in"):
         open_backend(folders("dream"), Serving(weights="bf16"))
+    with pytest.raises(ValueError, match="weights int8 are of worlds"):
+        open_backend(folders("vpp"), Serving(weights="int8"))
     with pytest.raises(ValueError, match="execute is 9; the policy gives chunks of 8 actions"):
         open_backend(folders("vpdd"), Serving(execute=9))
     with pytest.raises(ValueError, match="device is 'cuda:99', and this machine has cpu"):

@@ -24,9 +24,10 @@ from ideomotor.systems import table_trials, vpp_tables
 from ideomotor.systems.table_trials import Seated, TableTrial, run_in_a_row
 from ideomotor.systems.trials import View
 from ideomotor.systems.vpp import Foresight, Looking
+from ideomotor.systems.vpp_agent import acting_by
 from ideomotor.systems.vpp_presets import looking_with, tiny
 from ideomotor.systems.vpp_stages import load_agent
-from ideomotor.systems.vpp_trials import acting_by, name_of
+from ideomotor.systems.vpp_trials import name_of
 from ideomotor.types import Clip
 
 pytestmark = pytest.mark.sim

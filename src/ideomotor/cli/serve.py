@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from ideomotor.serving.limits import Limits
+from ideomotor.systems.acting import SamplingChange
 
 console = Console(stderr=True, soft_wrap=True)
 KEY = "IDEOMOTOR_API_KEY"
@@ -51,8 +52,13 @@ class Serve:
     that names no step counts as this many after the last."""
     rate_hz: float | None = None
     """Control steps a second that clients are told: those of the data that the policy learned from."""
+    temperature: float = 1.0
+    """Scale of the noise that VPP's chunks are denoised from, 0 to 1; as in `vpp evaluate`."""
+    sampling: SamplingChange = field(default_factory=SamplingChange)
+    """How VPP's chunks are denoised; by default as trained."""
     weights: Literal["float32", "bf16", "int8"] = "float32"
-    """Precision of a world's weights: bf16 steps faster, int8 the fastest on a CPU; both change some tokens."""
+    """Precision of a world's weights: bf16 steps faster, int8 the fastest on a CPU; both change some tokens. bf16 also
+    for the video model and the autoencoder of a VPP policy: half their memory, and faster on a GPU."""
     max_batch: int = 16
     """Clients that are answered in one forward pass at most."""
     seed: int = 0
@@ -78,6 +84,8 @@ class Serve:
             device=self.device,
             dial=self.dial,
             execute=self.execute,
+            temperature=self.temperature,
+            sampling=self.sampling,
             weights=self.weights,
             max_batch=self.max_batch,
             rate_hz=self.rate_hz,

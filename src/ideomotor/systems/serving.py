@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from ideomotor.serving.contract import Actions, Contract, State
 from ideomotor.serving.policy_backend import PolicyBackend, Served
 from ideomotor.serving.world_backend import ServedWorld, WorldBackend
 from ideomotor.systems import vpdd_published_stages, vpdd_stages, vpp_stages
+from ideomotor.systems.acting import SamplingChange
 from ideomotor.systems.agent_worlds import repeat_of
 from ideomotor.systems.devices import device_named
 from ideomotor.systems.ivideogpt_stages import load_config
@@ -31,7 +32,7 @@ from ideomotor.systems.vpdd_agent import VPDDAgent
 from ideomotor.systems.vpdd_imagine import imagine
 from ideomotor.systems.vpdd_published_agent import PublishedAgent
 from ideomotor.systems.vpp import Foreseeing, cameras_of
-from ideomotor.systems.vpp_agent import VPPAgent
+from ideomotor.systems.vpp_agent import VPPAgent, acting_by, in_bf16
 from ideomotor.systems.vpp_videos import VideoModel
 from ideomotor.systems.world import Weights, World
 from ideomotor.training.checkpoint import load_model
@@ -50,7 +51,9 @@ class Serving:
         device: where it computes.
         dial: how far VPDD imagines before it acts; as trained by default.
         execute: actions of a chunk that a client is told to carry out before it looks again; as trained by default.
-        weights: precision of a world's weights.
+        temperature: scale of the noise that VPP's actions are denoised from; see ``VPPAgent``.
+        sampling: how VPP's actions are denoised, where otherwise than as trained.
+        weights: precision of a world's weights, or, float32 or bf16, of the video model that a policy of VPP reads.
         max_batch: clients whose requests are computed together at most.
         rate_hz: control steps a second, told to clients; no folder knows it.
         seed: of whatever is drawn.
@@ -60,6 +63,8 @@ class Serving:
     device: str = "cpu"
     dial: Dial | None = None
     execute: int | None = None
+    temperature: float = 1.0
+    sampling: SamplingChange = field(default_factory=SamplingChange)
     weights: Weights = "float32"
     max_batch: int = 16
     rate_hz: float | None = None
@@ -260,7 +265,11 @@ def _open_published(folder: Path, how: Serving) -> Backend:
 
 
 def _open_vpp(folder: Path, how: Serving) -> Backend:
-    return vpp_backend(vpp_stages.load_agent(folder, how.device), how, _camera(folder))
+    if how.weights == "int8":
+        raise ValueError(f"weights int8 are of worlds, and {folder} holds a policy of VPP: take bf16, or leave it out")
+    agent = vpp_stages.load_agent(folder, how.device)
+    agent = acting_by(agent, None, None, how.temperature, how.sampling)
+    return vpp_backend(agent if how.weights == "float32" else in_bf16(agent), how, _camera(folder))
 
 
 def _open_pixels(folder: Path, how: Serving) -> Backend:
@@ -310,10 +319,11 @@ def _nothing(folder: Path, how: Serving) -> str:
 def _refuse_idle_options(folder: Path, how: Serving, found: str, part: Part) -> None:
     """Refuses options that would do nothing for what is served."""
     plain = Serving(part=how.part, device=how.device, seed=how.seed)
-    names = ("dial", "execute", "weights", "rate_hz", "max_batch")
+    names = ("dial", "execute", "temperature", "sampling", "weights", "rate_hz", "max_batch")
     given = {name for name in names if vars(how)[name] != vars(plain)[name]}
     known = {"weights"} if part == "world" else {"execute", "rate_hz"}
     known |= {"dial"} if found == FAST_FILE else set()
+    known |= {"temperature", "sampling", "weights"} if found == VPP_FILE else set()
     known |= {"max_batch"} if part == "policy" and found != PUBLISHED_FILE else set()
     if given - known:
         raise ValueError(f"{', '.join(sorted(given - known))} means nothing to the {part} in {folder}: leave it out")

@@ -295,9 +295,11 @@ class Foreseeing:
             shape = (views, self.config.video.frames, *first.shape[2:])
             noise = torch.stack([torch.randn(shape, generator=own) for own in generators]).to(first)
         text = self.text(sentences).to(first)
-        return self.predictor.features(
+        seen = self.predictor.features(
             first, text, foresight.sigma, foresight.layers, noise=noise, steps=foresight.steps
         )
+        # A video model in bf16 gives bf16; without autocast the policy's weights want their own precision.
+        return seen if torch.is_autocast_enabled(seen.device.type) else seen.float()
 
     def alone(self) -> Foreseeing:
         """Returns the same for one view by itself: noise is that of each, so features of one depend on no other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -11,8 +12,10 @@ from torch import Tensor
 from ideomotor.data.windows import refuse_other_context
 from ideomotor.policies.edm_transformer import EDMTransformer
 from ideomotor.policies.robot_actions import RobotActions
+from ideomotor.systems.acting import SamplingChange
 from ideomotor.systems.vpdd import TextEncoder, seen_frames
-from ideomotor.systems.vpp import VPP, Looking, Seeing, read_state
+from ideomotor.systems.vpp import VPP, Foreseeing, Looking, Seeing, read_state
+from ideomotor.tokenizers.patch_pca import PatchPCA
 from ideomotor.types import Clip, Prefix
 
 
@@ -89,3 +92,50 @@ class VPPAgent:
                 here = None if state is None else state[row : row + 1]
                 actions[row, :known] = self.robot.encode(prefix.actions[row : row + 1, :known], here)[0]
         return Prefix(actions, prefix.known)
+
+
+def acting_by(
+    agent: VPPAgent,
+    execute: int | None,
+    ensemble: float | None,
+    temperature: float = 1.0,
+    sampling: SamplingChange | None = None,
+) -> VPPAgent:
+    """Returns the agent, set to execute, average and denoise chunks otherwise than it was trained, where that is given.
+
+    Raises:
+        ValueError: the temperature is not in 0..1, or there is no such sampling.
+    """
+    if not 0 <= temperature <= 1:
+        raise ValueError(
+            f"--temperature is {temperature}; wanted from 0 (what is expected) to 1 (noise as in training)"
+        )
+    if sampling is not None:
+        agent.sampling = sampling.of(agent.policy.config.sampling)
+    config, agent.temperature = agent.config, temperature
+    agent.config = replace(
+        config, execute=config.execute if execute is None else execute,
+        ensemble=config.ensemble if ensemble is None else ensemble,
+    )  # fmt: skip
+    return agent
+
+
+def in_bf16(agent: VPPAgent) -> VPPAgent:
+    """Returns the agent, what it foresees with turned into bfloat16: half the memory, and less time on a GPU.
+
+    Those are the video model and SVD's autoencoder, whose range bfloat16 holds. A map of patches, which rounding would
+    blur and which costs nothing, and the policy itself stay as they are; features come back in the policy's precision.
+
+    Raises:
+        ValueError: the policy foresees nothing.
+    """
+    seeing = agent.foreseeing
+    if not isinstance(seeing, Foreseeing) or seeing.predictor is None:
+        raise ValueError(
+            f"weights in bf16 are those of a video model, and this policy looks with {agent.config.eyes}: leave out "
+            "--weights"
+        )
+    for part in seeing.parts:
+        if not isinstance(part, PatchPCA):
+            part.to(torch.bfloat16)
+    return agent

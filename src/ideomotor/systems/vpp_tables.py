@@ -14,9 +14,9 @@ from ideomotor.systems.quickstarts import command_line
 from ideomotor.systems.stages import camera_of
 from ideomotor.systems.table_trials import TableTrial, run_in_a_row
 from ideomotor.systems.vpp import VPP
-from ideomotor.systems.vpp_agent import VPPAgent
+from ideomotor.systems.vpp_agent import VPPAgent, acting_by
 from ideomotor.systems.vpp_stages import load_agent
-from ideomotor.systems.vpp_trials import acting_by, name_of, refuse_other_cameras, view_of
+from ideomotor.systems.vpp_trials import name_of, refuse_other_cameras, view_of
 
 
 def evaluate_in_a_row(

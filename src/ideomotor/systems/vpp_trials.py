@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,10 @@ from ideomotor.systems.sources import read_facts
 from ideomotor.systems.stages import camera_of
 from ideomotor.systems.trials import View, roll_out
 from ideomotor.systems.vpp import VPP, cameras_of
-from ideomotor.systems.vpp_agent import VPPAgent
+from ideomotor.systems.vpp_agent import VPPAgent, acting_by
 from ideomotor.systems.vpp_stages import load_agent
 from ideomotor.training.checkpoint import fingerprint
 from ideomotor.training.config import config_to_json
-
-
-def acting_by(
-    agent: VPPAgent,
-    execute: int | None,
-    ensemble: float | None,
-    temperature: float = 1.0,
-    sampling: SamplingChange | None = None,
-) -> VPPAgent:
-    """Returns the agent, set to execute, average and denoise chunks otherwise than it was trained, where that is given.
-
-    Raises:
-        ValueError: the temperature is not in 0..1, or there is no such sampling.
-    """
-    if not 0 <= temperature <= 1:
-        raise ValueError(
-            f"--temperature is {temperature}; wanted from 0 (what is expected) to 1 (noise as in training)"
-        )
-    if sampling is not None:
-        agent.sampling = sampling.of(agent.policy.config.sampling)
-    config, agent.temperature = agent.config, temperature
-    agent.config = replace(
-        config, execute=config.execute if execute is None else execute,
-        ensemble=config.ensemble if ensemble is None else ensemble,
-    )  # fmt: skip
-    return agent
 
 
 def name_of(agent: VPPAgent, *facts: Any) -> str:
