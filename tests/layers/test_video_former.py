@@ -50,6 +50,21 @@ def test_fewer_frames_are_the_first_ones() -> None:
     torch.testing.assert_close(model(features[:, :2]), model(features)[:, :6])
 
 
+@pytest.mark.parametrize("kind", ["3d", "linear"])
+def test_places_tell_where_a_token_stands(kind: str) -> None:
+    model, features = former(kind=kind, places=5), torch.randn(1, 4, 5, 6)
+    plain = former(kind=kind)
+    torch.testing.assert_close(model(features), plain(features))  # they begin as nothing, and move no other number
+    order = torch.tensor([1, 2, 3, 4, 0])
+    torch.nn.init.normal_(model.places)
+    moved, still = model(features[:, :, order]), model(features)
+    if kind == "linear":
+        moved = moved.unflatten(1, (4, 5))[:, :, order.argsort()].flatten(1, 2)
+    assert not torch.allclose(moved, still, atol=1e-2)
+    with pytest.raises(ValueError, match=r"frames of 6 tokens came; this Video Former knows 5 places"):
+        model(torch.randn(1, 4, 6, 6))
+
+
 def test_a_frame_is_a_set_of_tokens_that_knows_its_time() -> None:
     model, features = former(), torch.randn(1, 4, 5, 6)
     torch.testing.assert_close(model(features), model(features[:, :, torch.randperm(5)]))

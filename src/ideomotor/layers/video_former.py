@@ -1,6 +1,6 @@
 """Features of many foretold frames to a few tokens: queries of each frame read it, then one another over time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ideomotor.layers.attention import Attention
 from ideomotor.layers.linear import Linear
+from ideomotor.types import LATER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class VideoFormerConfig:
         queries: tokens that each frame is read into.
         head_width: of each of ``heads`` heads that read a frame; over time, ``width`` is shared among them.
         temporal_norm: normalises before attention over time, as before all else (the published one does not).
+        places: tokens of a frame, of all views, each of which is told where it stands by a vector that is learned; 0
+            tells none, as published: a frame is a set of tokens then.
     """
 
     kind: Literal["3d", "2d", "linear"] = "3d"
@@ -38,14 +41,21 @@ class VideoFormerConfig:
     head_width: int = 64
     expansion: int = 4
     temporal_norm: bool = False
+    places: int = field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
         sizes = (self.feature_width, self.width, self.frames, self.queries, self.layers, self.heads, self.head_width)
-        if self.kind not in ("3d", "2d", "linear") or min(*sizes, self.expansion) < 1 or self.width % self.heads:
+        if (
+            self.kind not in ("3d", "2d", "linear")
+            or min(*sizes, self.expansion) < 1
+            or self.width % self.heads
+            or self.places < 0
+        ):
             raise ValueError(
                 f"kind {self.kind!r} must be 3d, 2d or linear; feature_width {self.feature_width}, frames "
                 f"{self.frames}, queries {self.queries}, layers {self.layers}, heads {self.heads}, head_width "
-                f"{self.head_width} and expansion {self.expansion} at least 1, width {self.width} a multiple of heads"
+                f"{self.head_width} and expansion {self.expansion} at least 1, width {self.width} a multiple of heads, "
+                f"places {self.places} at least 0"
             )
 
 
@@ -59,6 +69,7 @@ class VideoFormer(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
+        self.places = nn.Parameter(torch.zeros(config.places, width)) if config.places else None
         if config.kind == "linear":
             self.embed: nn.Module = Linear(config.feature_width, width)
             return
@@ -87,7 +98,14 @@ class VideoFormer(nn.Module):
                 f"features of {features.shape[1]} frames and width {features.shape[3]} came; this Video Former reads "
                 f"up to {config.frames} frames of width {config.feature_width}: foretell fewer, or train one for these"
             )
+        if config.places and features.shape[2] != config.places:
+            raise ValueError(
+                f"frames of {features.shape[2]} tokens came; this Video Former knows {config.places} places: give it "
+                "what it was trained with, or train one for these (--former.places)"
+            )
         tokens = self.embed(features)
+        if self.places is not None:
+            tokens = tokens + self.places
         if config.kind == "linear":
             return rearrange(tokens, "b t n width -> b (t n) width")
         batch, frames = tokens.shape[:2]
