@@ -81,6 +81,15 @@ def test_every_preset_is_sound() -> None:
         assert looking_with(config, "latents").seen_shape == (config.vae.channels, 1)
 
 
+def test_places_are_those_of_all_views() -> None:
+    tiny, eight = PRESETS["tiny"](), 8 * 8
+    for config, count in ((tiny, eight), (replace(tiny, views=2), 2 * eight), (looking_with(tiny, "latents"), 16 * 16)):
+        former = replace(config.former, places=count)
+        assert replace(config, former=former).seen_places == count
+        with pytest.raises(ValueError, match=rf"knows {count + 1} places: set --former.places {count}, or 0"):
+            replace(config, former=replace(former, places=count + 1))
+
+
 def test_a_policy_acts_alike_whoever_stands_beside(home: Path) -> None:
     agent = load_agent(home / "policy")
     both, one = agent.act(seen(2)), agent.act(seen(1))

@@ -167,6 +167,11 @@ class VPP:
                 f"{self.former.frames} of width {self.former.feature_width}: set --former.frames {frames} "
                 f"--former.feature-width {width}"
             )
+        if self.former.places and self.eyes in ("foresight", "latents") and self.former.places != self.seen_places:
+            raise ValueError(
+                f"frames of {self.seen_places} tokens are shown, and the former knows {self.former.places} places: set "
+                f"--former.places {self.seen_places}, or 0 to tell none"
+            )
         if self.cache_features and self.eyes == "foresight" and self.foresight.seed is None:
             raise ValueError(
                 "features of fresh noise differ at every look and cannot be made once: set --foresight.seed 0, or "
@@ -205,6 +210,13 @@ class VPP:
             return self.former.feature_width, 1
         side = self.size // self.vae.factor
         return sum(self.video.unet.shape(tap, side, side)[0] for tap in self.foresight.layers), self.video.frames
+
+    @property
+    def seen_places(self) -> int:
+        """Tokens of a frame, of all views, that the former reads of foresight or latents."""
+        side, taps = self.size // self.vae.factor, self.foresight.layers
+        shapes = [(1, side, side)] if self.eyes == "latents" else [self.video.unet.shape(t, side, side) for t in taps]
+        return self.views * max(rows * columns for _, rows, columns in shapes)
 
 
 class Looking(nn.Module):
