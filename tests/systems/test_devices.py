@@ -51,3 +51,13 @@ def test_a_policy_is_tried_on_a_gpu_where_there_is_one(
 def test_the_device_that_is_named_goes_before_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert chosen_device() == torch.device("cuda") and chosen_device("cpu") == torch.device("cpu")
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for rank, number in (("0", 0), ("3", 3), ("5", 1)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert chosen_device() == torch.device("cuda", number)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert chosen_device() == torch.device("cpu")

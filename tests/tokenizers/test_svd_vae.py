@@ -94,6 +94,16 @@ def test_a_small_one_learns_and_its_measured_scale_is_saved(tmp_path: Path):
     assert loaded.scale == scale and torch.equal(loaded.moments(frames)[0], mean)
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_whatever_trains_has_a_gradient(blocks: int):
+    """Several processes wait for the gradient of every weight that wants one."""
+    objective = VAEReconstruction(SVDVAE(replace(TINY, blocks=blocks)))
+    objective(Clip(frames={"main": discs(1, 2, 16)}, text=("",))).total.backward()
+    still = [name for name, weight in objective.named_parameters() if weight.requires_grad and weight.grad is None]
+    frozen = [name for name, weight in objective.named_parameters() if not weight.requires_grad]
+    assert still == [] and bool(frozen) == (blocks == 1), "only what diffusers' decoder goes past stays as it is"
+
+
 def test_a_scale_needs_latents(tiny: SVDVAE):
     with pytest.raises(ValueError, match="0 values"):
         SVDVAE(TINY).measure_scale([])

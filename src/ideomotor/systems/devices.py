@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
@@ -29,9 +31,14 @@ def device_named(name: str | torch.device) -> torch.device:
 def chosen_device(named: str | torch.device | None = None) -> torch.device:
     """Returns the device of that name; where none is named, CUDA where there is any, else the CPU.
 
+    Of several processes that were started together each has a GPU of its own, the one that the engine will train on.
+
     Raises:
         ValueError: as ``device_named``.
     """
-    if named is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return device_named(named)
+    if named is not None:
+        return device_named(named)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda") if rank is None else torch.device("cuda", int(rank) % torch.cuda.device_count())

@@ -5,6 +5,7 @@ A stage's folder says by its config file which form it is of.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -179,6 +180,20 @@ def look(data: DataOptions) -> dict[str, str]:
 def to_train(out: Path, fresh: bool) -> bool:
     """Says whether the stage in ``out`` has work to do: data are opened before ``--fresh`` deletes anything."""
     return fresh or not (out / "done.json").is_file()
+
+
+def refuse_uneven(stage: Stage, name: str) -> None:
+    """Refuses a batch that the processes that were started cannot share, before anything is encoded or thrown away.
+
+    Raises:
+        ValueError: naming both, and the option.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if stage.batch % count:
+        raise ValueError(
+            f"{count} processes cannot share a batch of {stage.batch} evenly: set --{name}.batch to a multiple of "
+            f"{count}, or start another number of processes"
+        )
 
 
 def refuse_strides(data: DataOptions, stride: int) -> None:

@@ -39,6 +39,7 @@ from ideomotor.systems.stages import (
     refuse_edited,
     refuse_strangers,
     refuse_strides,
+    refuse_uneven,
     refuse_unfinished,
     to_train,
 )
@@ -188,6 +189,7 @@ def train_policy(
 def run_vae(data: DataOptions, config: VPP, out: Path, seed: int, fresh: bool) -> None:
     """``ideomotor vpp vae``: opens the data and trains, unless the run has finished."""
     refuse_as_out(out, data)
+    refuse_uneven(config.vae_stage, "vae-stage")
     seen, sources = looked(data), None
     if to_train(out, fresh):
         if isinstance(data, SampledData):
@@ -215,6 +217,7 @@ def run_video(
     refuse_as_out(out, data, vae_from)
     if lora < 0 or (lora and begin_from is None):
         raise ValueError(f"--lora is {lora}: a rank above 0 needs weights to begin with (--begin-from)")
+    refuse_uneven(config.video_stage, "video-stage")
     token_encoder(config)  # before anything is thrown away
     seen, begin_with = looked(data), None
     vae = fitting_vae(vae_from, config)
@@ -248,6 +251,7 @@ def run_policy(
     for earlier_folder in (video_from, encoder_from):
         refuse_as_out(out, data, earlier_folder)
     refuse_other_eyes(config.eyes, video_from, encoder_from)
+    refuse_uneven(config.policy_stage, "policy-stage")
     goal_encoder(config)  # before anything is thrown away
     seen = look(data)
     refuse_strides(data, config.window.stride)

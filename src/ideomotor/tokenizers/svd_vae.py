@@ -100,6 +100,8 @@ class SVDVAE(nn.Module):
             latent_channels=config.channels,
             force_upcast=config.force_upcast,
         )
+        if config.blocks == 1:  # diffusers' decoder then goes past its middle attention, and where several processes
+            self.net.decoder.mid_block.attentions.requires_grad_(False)  # train, whatever trains must have a gradient
 
     @property
     def scale(self) -> float:
