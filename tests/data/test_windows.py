@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ideomotor.data.segments import SegmentWindow
 from ideomotor.data.synthetic import synthetic_dataset
-from ideomotor.data.windows import WindowConfig, WindowIndex, split
+from ideomotor.data.windows import WindowConfig, WindowIndex, refuse_still, split
 from ideomotor.types import Dataset
 
 
@@ -131,3 +132,18 @@ def test_what_cannot_be_split_is_refused():
     for fraction in (0.0, 1.0, -0.1):
         with pytest.raises(ValueError, match="between 0 and 1"):
             split(synthetic_dataset(4), fraction)
+
+
+def test_a_stride_that_reaches_over_every_episode_is_refused():
+    dataset = synthetic_dataset(2, 5, 4)
+    refuse_still(dataset, WindowConfig(context=1, horizon=3, stride=4))  # frames 0 and 4 are shown
+    wide = WindowConfig(context=1, horizon=3, stride=5)
+    assert set(wide.frame_indices(0, 5)[1:].tolist()) == {4}
+    with pytest.raises(ValueError, match=r"taken 5 apart, and its longest episode, 'disc-0-0000', has 5: .* at most 4"):
+        refuse_still(dataset, wide)
+    longer = replace(dataset, episodes=(dataset.episodes[0], *synthetic_dataset(1, 6, 4, seed=1).episodes))
+    refuse_still(longer, wide)
+    # A frame by itself, segments that shrink their stride, and pictures of one frame each are as ever.
+    refuse_still(dataset, WindowConfig(context=1, horizon=0, stride=5))
+    refuse_still(dataset, SegmentWindow(frames=4, context=1, stride=5))
+    refuse_still(synthetic_dataset(2, 1, 4), WindowConfig(stride=1))

@@ -117,6 +117,25 @@ def test_clips_are_drawn_as_the_tables_say(home: Path, capsys: pytest.CaptureFix
     assert (bare.whole, bare.learned, len(bare.held_out)) == (True, 2, 1)
 
 
+def test_a_stride_longer_than_every_film_is_told_before_anything_is_trained(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "far.toml").write_text(WITHOUT_BARE.replace("stride = 3", "seconds = 1.0"))
+    films = ("--data", home / "films", "--strides", 13)
+    for name, words, where in [
+        ("video", films, "dataset 'films' would be taken 13 apart, and its longest episode, '3.mp4', has 13"),
+        ("vae", films, "at most 12 apart (--strides"),
+        (
+            "video",
+            ("--mix", tmp_path / "far.toml", "--root", home),
+            "[arms]: frames of dataset 'arms' would be taken 10",
+        ),
+    ]:
+        assert stage(home, name, tmp_path / "a", *words, "--cache", tmp_path / "cache") == 2
+        assert where in told(capsys), words
+        assert not (tmp_path / "a").exists()
+
+
 def test_an_autoencoder_learns_from_the_same_views(home: Path, tmp_path: Path) -> None:
     (tmp_path / "video.toml").write_text(WITHOUT_BARE)
     mix = ("--mix", tmp_path / "video.toml", "--root", home)

@@ -197,6 +197,25 @@ def refuse_other_context(frames: Mapping[str, UInt8[Tensor, "b t c h w"]], windo
             )
 
 
+def refuse_still(dataset: Dataset, window: Window) -> None:
+    """Refuses a stride that reaches over every episode: each window would show a frame, and then the last one again.
+
+    Raises:
+        ValueError: naming the stride and the longest episode.
+    """
+    alone = window.context + window.horizon == 1  # a frame by itself
+    if alone or window.stride == 1 or isinstance(window, SegmentWindow) or not dataset.episodes:
+        return  # segments of short episodes are taken at a smaller stride
+    longest = max(dataset.episodes, key=lambda episode: episode.length)
+    if longest.length <= window.stride:
+        raise ValueError(
+            f"frames of dataset {dataset.name!r} would be taken {window.stride} apart, and its longest episode, "
+            f"{longest.id!r}, has {longest.length}: every clip would show one frame and then the last again and again. "
+            f"Take them at most {max(1, longest.length - 1)} apart (--strides, or --window.stride in all stages; in a "
+            "mix, stride or seconds)"
+        )
+
+
 def read_frames(
     episode: Episode, camera: str, indices: Sequence[int], size: tuple[int, int] | None = None, smooth: bool = True
 ) -> UInt8[Tensor, "t c h w"]:

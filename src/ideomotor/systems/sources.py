@@ -22,7 +22,7 @@ from ideomotor.data.latent_windows import Draw
 from ideomotor.data.loader import ClipLoader
 from ideomotor.data.mixture import Source
 from ideomotor.data.token_cache import Encode, TokenCache
-from ideomotor.data.windows import PacedWindow, WindowIndex, split
+from ideomotor.data.windows import PacedWindow, WindowIndex, refuse_still, split
 from ideomotor.systems.demonstrations import learnable
 from ideomotor.systems.progress import bar
 from ideomotor.systems.vpdd import VPDD, Stage, view_names
@@ -226,7 +226,8 @@ def open_sources(
         encode: in place of decoding: returns a data set with latents of these cameras. It need not have video then.
 
     Raises:
-        ValueError: a data set cannot be read, or ``actions`` or ``rewards`` are wanted of one that lacks them.
+        ValueError: a data set cannot be read, has no episode longer than the stride, or lacks ``actions`` or
+            ``rewards`` that are wanted.
     """
     train, validation, noted = [], [], []
     shape: PacedWindow = replace(window or config.window, every=stage.every)
@@ -253,6 +254,7 @@ def open_sources(
             dataset = encode(dataset, cameras)
         if actions:
             dataset = learnable(dataset, shape.chunk)
+        refuse_still(dataset, window)
         report_quarantine(dataset)
         weight = options.weights[number] if options.weights else 1.0
         learned, held = options.sides(dataset, window)

@@ -14,7 +14,7 @@ from ideomotor.data.mix_files import Part, find_mix, packaged_mixes, read_mix
 from ideomotor.data.mixture import Source
 from ideomotor.data.sampling import Sampling, StridedWindow, sampled_sources
 from ideomotor.data.whole_clips import WholeClip
-from ideomotor.data.windows import split
+from ideomotor.data.windows import refuse_still, split
 from ideomotor.systems.sources import DataFacts, DataOptions, Sources, console, decoded, report_quarantine
 from ideomotor.systems.stages import look
 from ideomotor.training.config import config_to_json
@@ -174,8 +174,8 @@ def sampled(opened: Sequence[Opened], validation: float, ready: Callable[[Opened
         ready: returns the data set with all that training reads of it; asked once nothing is left to refuse.
 
     Raises:
-        ValueError: a data set has no episode short enough, too few to hold some out, or of several rates where a pace
-            is said in seconds.
+        ValueError: a data set has no episode short enough, none longer than its stride, too few to hold some out, or
+            of several rates where a pace is said in seconds.
     """
     for one in opened:
         _sides(one, validation)  # hours may pass in ``ready``
@@ -198,6 +198,7 @@ def _sides(one: Opened, validation: float) -> tuple[list[Source], list[Source]]:
         dataset = _short_enough(one.dataset, one.sampling.window)
         sides = split(dataset, validation) if validation else (dataset,)
         learned, *held = (sampled_sources(side, one.sampling) for side in sides)
+        refuse_still(dataset, learned[0].window)
     return learned, held[0] if held else []
 
 
