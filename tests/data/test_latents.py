@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -250,3 +251,20 @@ def test_what_cannot_be_made_says_why(tmp_path: Path, monkeypatch: pytest.Monkey
     seen: list[int] = []
     cache = build(dataset, tmp_path, shard_frames=6, progress=lambda done, total: seen.append(done))
     assert len(cache.latents) == 4 and seen[0] == 6
+
+
+def test_a_disk_that_is_full_at_the_very_end_costs_nothing_that_was_made(tmp_path: Path, monkeypatch):
+    dataset = synthetic_dataset(3, 6, 8)
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr("ideomotor.data.draft.write_text", full)
+        build(dataset, tmp_path, shard_frames=6)
+    seen: list[int] = []
+    cache = build(dataset, tmp_path, shard_frames=6, progress=lambda done, total: seen.append(done))
+    assert seen == [18]  # nothing was encoded anew
+    assert sorted(path.name for path in cache.folder.iterdir()) == [
+        "index.json", *(f"latents-{number:05d}.safetensors" for number in range(3))
+    ]  # fmt: skip

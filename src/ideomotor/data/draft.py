@@ -111,10 +111,12 @@ class Draft:
         self._journal.unlink(missing_ok=True)
 
     def finish(self, index: dict[str, Any]) -> None:
-        """Writes the index and gives the folder its name."""
-        self._journal.unlink(missing_ok=True)
+        """Writes the index and gives the folder its name; the journal lives until then, so that a full disk or a kill
+        in between costs nothing that was made.
+        """
         write_text(self.folder / "index.json", json.dumps(index))
         os.replace(self.folder, self.final)  # noqa: PTH105 - named as the rule of this project names it
+        (self.final / self._journal.name).unlink(missing_ok=True)
         synced(self.final.parent)  # the rename itself
 
 
