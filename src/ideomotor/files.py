@@ -108,13 +108,15 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
-    """Inside, no other process that asks for the same adds to the file; a lock beside it, which a kill frees, says so.
+    """Inside, no other process that asks for the same adds to the file, or to the folder; a lock beside the one, or in
+    the other, which a kill frees, says so.
 
     Raises:
         ValueError: another process does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("ab+", buffering=0) as file:
+    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    with lock.open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -14,6 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ideomotor.data.conversion import bair, rlds, robonet, teleop, vp2
 from ideomotor.data.conversion.writing import Recording, write_recordings
+from ideomotor.files import sole_writer
 
 console = Console(soft_wrap=True)
 
@@ -77,12 +78,14 @@ class Convert:
             raise ValueError(f"{self.path} is no folder: give the one that holds the data set")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit is {self.limit}; wanted 1 or more, or leave it out to convert all")
+        found, cameras = self._recordings()
+        self.out.mkdir(parents=True, exist_ok=True)
         columns = (SpinnerColumn(), TextColumn("{task.completed} episodes"), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        with sole_writer(self.out), Progress(*columns, console=Console(stderr=True)) as bar:
+            if self.source == "teleop":
+                teleop.note(self.out, self.teleop, cameras)
             task = bar.add_task("episodes", total=None)
-            done = write_recordings(
-                self._recordings(), self.out, self.limit, lambda count: bar.update(task, completed=count)
-            )
+            done = write_recordings(found, self.out, self.limit, lambda count: bar.update(task, completed=count))
         for entry in done.left_out:
             console.print(f"left out: {entry.path} {entry.reason}", markup=False, highlight=False)
         said = f"{done.written} episodes written to {self.out}, {done.kept} were there, {len(done.left_out)} left out"
@@ -95,7 +98,8 @@ class Convert:
         if not done.written + done.kept:
             raise ValueError(f"none of the {len(done.left_out)} episodes of {self.path} could be converted")
 
-    def _recordings(self) -> Iterable[Recording]:
+    def _recordings(self) -> tuple[Iterable[Recording], tuple[str, ...]]:
+        """What is to be converted, and the cameras that were chosen."""
         for option, given, sources in (
             ("cameras", bool(self.cameras), ("oxe", "vp2", "teleop")),
             ("test", self.test is not None, ("robonet",)),
@@ -103,24 +107,22 @@ class Convert:
         ):
             if given and self.source not in sources:
                 raise ValueError(f"--{option} is for {' and '.join(sources)}; {self.source} takes none")
+        cameras = self.cameras
         if self.source == "bair":
-            return bair.recordings(self.path)
+            return bair.recordings(self.path), cameras
         if self.source == "oxe":
-            return rlds.recordings(self.path, self.cameras)
+            return rlds.recordings(self.path, cameras), cameras
         if self.source == "robonet":
             held_out = self.test.read_text(encoding="utf-8").split() if self.test else ()
-            return robonet.recordings(self.path, held_out)
+            return robonet.recordings(self.path, held_out), cameras
         if self.source == "teleop":
-            cameras = self.cameras
             if not cameras:
                 cameras, told = teleop.first_cameras(self.path)
                 console.print(told, markup=False, highlight=False)
-            found = teleop.recordings(self.path, self.teleop, cameras)
-            teleop.note(self.out, self.teleop, cameras)
-            return found
-        if len(self.cameras) > 1:
-            raise ValueError(f"vp2 keeps one camera; {', '.join(self.cameras)} were given")
-        return vp2.recordings(self.path, *self.cameras)
+            return teleop.recordings(self.path, self.teleop, cameras), cameras
+        if len(cameras) > 1:
+            raise ValueError(f"vp2 keeps one camera; {', '.join(cameras)} were given")
+        return vp2.recordings(self.path, *cameras), cameras
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ideomotor.data.conversion.teleop import NOTE, Teleop, note, recordings
 from ideomotor.data.conversion.writing import write_recordings
 from ideomotor.data.formats import open_dataset
 from ideomotor.data.signals import read_actions, read_proprio
+from ideomotor.files import sole_writer
 
 h5py = pytest.importorskip("h5py", reason="the convert extra is not installed")
 
@@ -291,13 +292,28 @@ def test_a_stopped_conversion_goes_on_with_the_same_options(tmp_path, capsys):
     (tmp_path / "out" / ".1.npz.0.part").write_bytes(b"of a kill")
     main([*words, "--text", "other"])
     assert "2 episodes written" in (shown := capsys.readouterr().out) and "colours were taken as rgb" in shown
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.npz", "1.npz", "2.npz", NOTE]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["0.npz", "1.npz", "2.npz", NOTE]
     assert (tmp_path / "out" / "0.npz").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r"there -> now\): every 5 -> 2; cameras \['cam_high', .*\] -> \['cam_high'\]"):
         note(tmp_path / "out", Teleop(every=2), ["cam_high"])
     (tmp_path / "out" / NOTE).write_text("{")
     with pytest.raises(ValueError, match="give another OUT"):
         note(tmp_path / "out", Teleop())
+
+
+def test_a_second_conversion_into_the_same_folder_is_refused_while_the_first_is_at_work(tmp_path, capsys):
+    vpp_file(tmp_path / "in" / "a.hdf5")
+    out = tmp_path / "out"
+    out.mkdir()
+    (draft := out / ".a.npz.0.part").write_bytes(b"of the first")
+    words = ["data", "convert", "teleop", str(tmp_path / "in"), "--out", str(out)]
+    with sole_writer(out):
+        with pytest.raises(SystemExit):
+            main([*words, "--every", "2"])
+        assert f"adds to {out}: wait for its end" in capsys.readouterr().err
+        assert draft.exists() and not (out / NOTE).exists()
+    main(words)
+    assert not draft.exists() and len(open_dataset(out).episodes) == 1
 
 
 def test_what_came_to_nothing_binds_no_later_run(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ideomotor.files import replacing
+from ideomotor.files import naming, replacing
 from ideomotor.types import Quarantined
 
 # What h5py and numpy raise where a file is laid out in another way than was thought: a group where numbers were, a
@@ -82,7 +82,7 @@ def write_recordings(
             path.parent.mkdir(parents=True, exist_ok=True)
             for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a conversion that was killed
                 leftover.unlink()
-            with replacing(path) as draft, draft.open("wb") as file:
+            with naming(path), replacing(path) as draft, draft.open("wb") as file:
                 keyed: dict[str, Any] = dict(made)
                 np.savez_compressed(file, **keyed)
             written += 1
