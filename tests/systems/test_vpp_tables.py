@@ -128,8 +128,9 @@ def test_killed_and_taken_up_again_it_is_the_same_table(
     parts.mkdir()
     first, second = kept.splitlines(keepends=True)
     (parts / "sequences.jsonl").write_bytes(first + second[: len(second) // 2])  # a line torn by a kill
+    (draft := parts / f".results.json.{'0a' * 16}.part").write_bytes(b"{")  # and a table
     assert tried(home, parts) == 0
-    assert rows(parts) == rows(whole)
+    assert rows(parts) == rows(whole) and not draft.exists()
     for name in ("in_a_row.csv", "tasks.csv", "results.json"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
     monkeypatch.setattr(table_trials, "SubtaskVector", None)  # all is finished: no table is made

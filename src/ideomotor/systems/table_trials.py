@@ -27,6 +27,7 @@ from ideomotor.systems.acting import SamplingChange
 from ideomotor.systems.progress import Tell, bar
 from ideomotor.systems.quickstart_report import environment
 from ideomotor.systems.trials import View
+from ideomotor.training.folder import sweep
 from ideomotor.types import Clip
 
 World = Literal["calvin", "play_table"]
@@ -186,6 +187,8 @@ def run_in_a_row(
             _write_page(out, films, list(rows.values()), trial, name, command, protocol)
 
     with sole_writer(log), bar(f"sequences ({name})") as tell:
+        for folder in (out, films):
+            sweep(folder)
         there = (row for row in read_sequences(log) if row.arm == arm and row.sequence < trial.sequences)
         rows.update({row.sequence: row for row in there})
         told(None, tell)
