@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from ideomotor.evaluation.episodes import append, read_rows
-from ideomotor.evaluation.statistics import Estimate, difference_over_seeds, paired_difference, student_quantile
+from ideomotor.evaluation.statistics import (
+    Estimate,
+    difference_over_seeds,
+    paired_difference,
+    student_quantile,
+    wilson,
+)
 from ideomotor.evaluation.study import Study, StudyRow, check_rows, read_study
 from ideomotor.evaluation.study_page import study_page, verdict
 from ideomotor.evaluation.study_simulation import Luck, share_of_claims
@@ -171,7 +177,8 @@ def test_figures_of_a_whole_study(tmp_path: Path) -> None:
     study = declare(tmp_path)
     summary = summarize_study(study, rows_of(study, better_with_luck))
     a, b = summary.arms
-    assert [point.at for point in a.curve] == [10, 20] and a.curve[0].mean == (0, 0, 0)
+    assert [point.at for point in a.curve] == [10, 20]
+    assert a.curve[0].mean == wilson(0, 24)  # all failed: no resample would show a width
     assert a.curve[1].mean.value == pytest.approx((3 + 4 + 3) / 12) and b.curve[1].mean.value == pytest.approx(1 / 12)
     assert a.tasks["x"].value == a.curve[1].mean.value and a.seconds == 0.5 * 3 * 2 * 2 * 4
     (item,) = summary.differences

@@ -94,9 +94,9 @@ def gap_interval(estimate: Estimate, success: bool) -> str:
 
 
 _HOW = (
-    "All intervals are at 95%. Those of means: seeds, then tasks, then episodes resampled. The difference: Student's "
-    "t over the seeds' paired differences, which claims what is not there in 5% of studies; that called "
-    "resampled: as for the means."
+    "All intervals are at 95%. Those of means: seeds, then tasks, then episodes resampled; Wilson's where all "
+    "episodes ended alike. The difference: Student's t over the seeds' paired differences, which claims what is not "
+    "there in 5% of studies; that called resampled: as for the means."
 )
 
 

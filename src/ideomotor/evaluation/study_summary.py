@@ -16,6 +16,7 @@ from ideomotor.evaluation.statistics import (
     mean_success,
     paired_difference,
     probability_of_improvement,
+    wilson,
 )
 from ideomotor.evaluation.study import Study, StudyRow
 
@@ -115,14 +116,12 @@ def summarize_study(study: Study, rows: Sequence[StudyRow]) -> StudySummary:
         curve = []
         for at in study.at:
             seeds = complete[arm, at]
-            mean = mean_success(_scores(study, table, arm, at, seeds), resamples=_RESAMPLES) if seeds else None
+            mean = _mean(study, _scores(study, table, arm, at, seeds)) if seeds else None
             curve.append(Point(at=at, seeds=len(seeds), mean=mean))
         seeds = complete[arm, last]
         scores = _scores(study, table, arm, last, seeds)
         tasks = {
-            task: mean_success([[cells[place]] for cells in scores], resamples=_RESAMPLES)
-            for place, task in enumerate(study.tasks)
-            if seeds
+            task: _mean(study, [[cells[place]] for cells in scores]) for place, task in enumerate(study.tasks) if seeds
         }
         spent = sum(row.seconds for row in rows if row.arm == arm)
         missing = whole - counted[arm]
@@ -134,6 +133,14 @@ def summarize_study(study: Study, rows: Sequence[StudyRow]) -> StudySummary:
             ours, control = (_scores(study, table, name, last, seeds) for name in (arm, study.control))
             differences.append(_difference(arm, ours, control))
     return StudySummary(study=study, rows=len(rows), arms=arms, differences=differences)
+
+
+def _mean(study: Study, scores: Scores) -> Estimate:
+    """The mean with its interval; where all episodes failed or all succeeded Wilson's, as resampling shows no width."""
+    ends = [score for tasks in scores for episodes in tasks for score in episodes]
+    if study.metric == "success" and min(ends) == max(ends):
+        return wilson(int(sum(ends)), len(ends))
+    return mean_success(scores, resamples=_RESAMPLES)
 
 
 def study_json(summary: StudySummary, about: Mapping[str, Any]) -> dict[str, Any]:
