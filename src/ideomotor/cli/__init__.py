@@ -40,7 +40,7 @@ class Command(Protocol):
 class Quickstart:
     """Everything, end to end: collect, pre-train, fine-tune, try out, the control without pre-training, a report page.
 
-    Meta-World on a laptop CPU, about 20 minutes. Stopped at any point, the same command goes on.
+    Meta-World on a laptop CPU, half an hour or less. Stopped at any point, the same command goes on.
     """
 
     out: Path = Path("runs/quickstart")
