@@ -265,6 +265,30 @@ def test_a_log_of_other_sequences_is_refused(tmp_path):
         run(sequences=[other], log=log)
 
 
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ({"solved": 7}, "solved is 7; wanted 0 to 5"),
+        ({"solved": "a"}, "solved is 'a'; wanted 0 to 5"),
+        ({"solved": True}, "solved is True"),
+        ({"solved": -1}, "solved is -1"),
+        ({"tasks": []}, "tasks is \\[\\]; wanted"),
+        ({"tasks": ["rotate_red_block_right", ["b"]]}, "tasks is .*wanted names of tasks"),
+        ({"tasks": ["dance"]}, "tasks is \\['dance'\\]; wanted names of tasks"),
+        ({"state": None}, "state is None; wanted a whole number"),
+        ({"steps": ["5"]}, "steps is .*'5'.*; wanted whole numbers"),
+        ({"steps": 5}, "steps is 5; wanted whole numbers"),
+        ({"seconds": math.nan}, "seconds is nan; wanted seconds"),
+    ],
+)
+def test_an_edited_row_is_refused_by_its_line(edit, says, tmp_path):
+    log = tmp_path / "log.jsonl"
+    rows = [dataclasses.asdict(result(0, 2)), dataclasses.asdict(result(1, 3)) | edit]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=f"line 2 of {log} is no row of a roll-out .{says}"):
+        read_sequences(log)
+
+
 def result(number, solved, state=0):
     tasks = list(SEQUENCES[number].tasks)
     return SequenceResult(

@@ -42,6 +42,22 @@ class SequenceResult:
     seconds: float
     inference_cpu_seconds: float
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.tasks, list) or not self.tasks or [name for name in self.tasks if name not in TASKS]:
+            raise ValueError(f"tasks is {self.tasks!r}; wanted names of tasks, such as {TASKS[0]!r}")
+        if not _is_count(self.solved) or self.solved > len(self.tasks):
+            raise ValueError(f"solved is {self.solved!r}; wanted 0 to {len(self.tasks)}")
+        if not isinstance(self.steps, list) or not all(map(_is_count, self.steps)):
+            raise ValueError(
+                f"steps is {self.steps!r}; wanted whole numbers from 0 on, one for each task that was tried"
+            )
+        for name, value in (("sequence", self.sequence), ("state", self.state)):
+            if not _is_count(value):
+                raise ValueError(f"{name} is {value!r}; wanted a whole number from 0 on")
+        for name, spent in (("seconds", self.seconds), ("inference_cpu_seconds", self.inference_cpu_seconds)):
+            if type(spent) not in (int, float) or not 0 <= spent < math.inf:
+                raise ValueError(f"{name} is {spent!r}; wanted seconds")
+
     @property
     def identity(self) -> tuple[str, int]:
         """The arm and the number."""
@@ -51,6 +67,10 @@ class SequenceResult:
     def attempts(self) -> list[tuple[str, bool]]:
         """The tasks that were tried, and whether each was done."""
         return [(task, place < self.solved) for place, task in enumerate(self.tasks[: self.solved + 1])]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
