@@ -21,6 +21,8 @@ def test_a_file_says_what_is_not_usual(tmp_path: Path) -> None:
     whole = own_robot("bimanual")
     path.write_text(json.dumps(config_to_json(whole)))
     assert read_robot(path) == whole
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert read_robot(path) == whole
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,9 @@ def test_a_file_says_what_is_not_usual(tmp_path: Path) -> None:
         ({"parts": {"lift": LIFT}}, "wanted a list"),
         ({"parts": ["lift"]}, "mine.json, part 0 holds 'lift'; wanted an object with name, kind"),
         ({"parts": [LIFT | {"kind": "arm"}]}, "wanted one of 'position', 'quaternion', 'euler', 'joints'"),
+        ({"parts": [LIFT | {"width": 0}]}, "of width 0, weight 1.0; wanted width 1 or more and a finite weight"),
+        ({"parts": [LIFT | {"weight": float("inf")}]}, "weight inf; wanted width 1 or more and a finite weight"),
+        ({"parts": [LIFT | {"weight": 0}]}, "every part's weight is 0"),
         ({"parts": [LIFT], "state": False}, "mine.json: parts ['lift'] are relative to the state"),
     ],
 )

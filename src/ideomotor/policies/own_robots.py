@@ -4,6 +4,7 @@ A robot's commands and states are rows of the same layout, a list of named ``Par
 """
 
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -48,10 +49,11 @@ class Part:
 
     def __post_init__(self) -> None:
         wanted = _WIDTHS.get(self.kind, max(self.width, 1))
-        if self.width != wanted or not self.weight >= 0:
+        if self.width != wanted or not 0 <= self.weight < math.inf:
+            more = "" if self.kind in _WIDTHS else " or more"
             raise ValueError(
-                f"part {self.name!r}: {self.kind} of width {self.width}, weight {self.weight}; wanted width {wanted} "
-                "and a weight of 0 or more"
+                f"part {self.name!r}: {self.kind} of width {self.width}, weight {self.weight}; wanted width "
+                f"{wanted}{more} and a finite weight of 0 or more"
             )
         if self.form not in _FORMS[self.kind]:
             raise ValueError(
@@ -87,6 +89,8 @@ class OwnRobotConfig:
             raise ValueError(
                 f"parts {[part.name for part in self.parts]} came; wanted at least one, each with its own name"
             )
+        if not any(part.weight for part in self.parts):
+            raise ValueError("every part's weight is 0, so that nothing would be learned: give one a weight above 0")
         relative = [part.name for part in self.parts if part.form != "absolute"]
         if relative and not self.state:
             raise ValueError(f"parts {relative} are relative to the state: record it, or make them absolute")

@@ -22,7 +22,7 @@ def read_robot(path: Path) -> OwnRobotConfig:
     if not path.is_file():
         raise ValueError(f"there is no file {path}: give the JSON file with the parts of your robot's commands")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error})") from error
     whole = _completed(content, OwnRobotConfig, str(path))
