@@ -84,6 +84,7 @@ def test_samplings_that_are_none_are_refused(
         (("--sampling.sigma-min", 0), "--sampling.sigma-min 0.0, beside what the policy was trained with: "),
         (("--sampling.sigma-min", 90), "sigma_max 80"),
         (("--sampling.steps", 0), "--sampling.steps 0"),
+        (("--sampling.sampler", "lms", "--sampling.sigma-min", 80), "2 steps do not fall from 80 to 80: take fewer"),
     ]:
         assert ideomotor("vpp", "evaluate", tmp_path, *words) == 2
         assert why in said(capsys)

@@ -22,6 +22,7 @@ from ideomotor.data.video import VideoFrames, write_video
 from ideomotor.files import sole_writer
 from ideomotor.systems.held_out import HeldOut
 from ideomotor.systems.video_scoring import Judges
+from ideomotor.systems.vpp_gate import losses_of
 from ideomotor.systems.vpp_gate_scores import Asked, GateOptions, denoising, measure, other_sentences
 from ideomotor.systems.vpp_videos import VideoModel
 
@@ -145,9 +146,20 @@ def test_the_policy_says_what_the_gate_said(home: Path, tmp_path: Path, capsys: 
         note(place, predictor="that of another model")
         (line,) = warned("--video-from", stage)
         assert "was not put through the gate" in line
+        (place / "gate.json").write_text('{"predictor": "' + fingerprint + '"}')
+        (line,) = warned("--video-from", stage)
+        assert "was not put through the gate" in line  # a file of that name that holds no verdict
         (place / "gate.json").write_text("{")
     (line,) = warned("--video-from", stage)
     assert "was not put through the gate" in line
+
+
+@pytest.mark.parametrize("losses", [[1.0], ["a", "b"], [None, 1.0], "ab", {"a": 1}])
+def test_edited_losses_do_not_pair(losses: object, tmp_path: Path) -> None:
+    facts = {"options": {}, "vae": "its fingerprint", "clips": ["one", "other"]}
+    (tmp_path / "gate.json").write_text(json.dumps(facts | {"clip_losses": losses}))
+    with pytest.raises(ValueError, match=r"gate.json was edited: clip_losses is .*; wanted a loss for each"):
+        losses_of(tmp_path / "gate.json", facts)
 
 
 def test_two_gates_do_not_write_into_one_folder(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,14 @@ class SamplingChange:
             )
         given = {name: value for name, value in vars(self).items() if value is not None}
         try:
-            return replace(trained, **given)
+            changed = replace(trained, **given)
+            levels = changed.sigmas()
+            if given and not (levels.diff() < 0).all():
+                raise ValueError(
+                    f"{changed.steps} steps do not fall from {changed.sigma_max:g} to {changed.sigma_min:g}: take "
+                    "fewer, or a lower sigma_min"
+                )
+            return changed
         except ValueError as error:
             options = ", ".join(f"--sampling.{name.replace('_', '-')} {value}" for name, value in given.items())
             raise ValueError(f"{options}, beside what the policy was trained with: {error}") from error

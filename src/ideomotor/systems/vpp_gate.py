@@ -107,6 +107,8 @@ def doubts(folder: Path) -> str | None:
             found = read_json(path)
         except (OSError, ValueError):
             continue  # there are no figures
+        if not {"passed", "verdict"} <= set(found):
+            continue  # another file of that name
         if found.get("predictor", ours) == ours:  # of before they were noted, figures are taken for this model's
             return None if found.get("passed") is True else f"{path} says of the video model: {found.get('verdict')}"
     return (
@@ -147,7 +149,10 @@ def losses_of(path: Path, facts: Mapping[str, Any]) -> list[float]:
             f"{path} was made with other {', '.join(other)}, so the losses do not pair: try both checkpoints with the "
             "same autoencoder, data and options"
         )
-    return [float(loss) for loss in theirs["clip_losses"]]
+    losses = theirs["clip_losses"]
+    if not isinstance(losses, list) or [type(loss) for loss in losses] != [float] * len(facts["clips"]):
+        raise ValueError(f"{path} was edited: clip_losses is {losses!r}; wanted a loss for each of its clips")
+    return losses
 
 
 def as_json(found: Gate) -> dict[str, Any]:
