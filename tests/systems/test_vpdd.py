@@ -564,8 +564,11 @@ def test_two_views_are_coded_apart_and_seen_together(tmp_path: Path) -> None:
     left, right = (tokenizer.encode(clip.frames[name]) for name in ("main", "view1"))
     assert torch.equal(tokens, torch.cat([left, right], -1)) and tokens.shape == (4, 2, 32)
     video = decode(tokenizer, tokens, config.predictor.grid, 2)
-    assert torch.equal(video[..., :32, :], tokenizer.decode(left, (4, 4)))
-    assert torch.equal(video[..., 32:, :], tokenizer.decode(right, (4, 4)))
+    for view, codes in zip(video.split(32, -2), (left, right), strict=True):
+        away = (view.int() - tokenizer.decode(codes, (4, 4)).int()).abs()
+        assert (
+            away.max() <= 1 and (away > 0).float().mean() < 1e-3
+        )  # sums of another batch round otherwise, here and there
     # Cached tokens are those very tokens, and both objectives learn from them.
     clips = tokenized(shown, tokenizer, config, tmp_path, actions=True)
     cached = next(iter(ClipLoader(shown, 4, 0, token_cache=clips.tokens)))
