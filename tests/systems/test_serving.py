@@ -188,7 +188,7 @@ def test_every_policy_is_served_and_none_gets_another_ones_answer(name: str, fol
             np.testing.assert_allclose(together["actions"], single, atol=2e-3, rtol=1e-3)
         for together, single in zip(backend.infer(batch[::-1]), alone[::-1], strict=True):
             np.testing.assert_allclose(together["actions"], single, atol=2e-3, rtol=1e-3)
-    # A second look at the same session sees what was seen before; tokens that are drawn may still agree after one or two.
+    # A second look at the same session sees what was seen before; drawn tokens may still agree after one or two.
     if about["observation"]["context"] > 1:
         seen = (answer(backend, observed(backend, seed), messages[0]) for seed in range(1, 7))
         assert any(not np.array_equal(actions, alone[0]) for actions in seen)
