@@ -226,14 +226,14 @@ def open_sources(
         encode: in place of decoding: returns a data set with latents of these cameras. It need not have video then.
 
     Raises:
-        ValueError: a data set cannot be read, has no episode longer than the stride, or lacks ``actions`` or
-            ``rewards`` that are wanted.
+        ValueError: a data set cannot be read, has no episode longer than the stride, or lacks what is wanted of it.
     """
     train, validation, noted = [], [], []
     shape: PacedWindow = replace(window or config.window, every=stage.every)
     for number, path in enumerate(options.data):
         dataset = options.opened(path)
         window = replace(shape, stride=options.strides[number]) if options.strides else shape
+        refuse_still(dataset, window)  # before hours of decoding
         if actions and any(episode.read_actions is None for episode in dataset.episodes):
             raise ValueError(f"{path} holds episodes without actions: fine-tune on demonstrations, pre-train on video")
         unrewarded = [episode.id for episode in dataset.episodes if episode.read_rewards is None] if rewards else []
@@ -254,7 +254,6 @@ def open_sources(
             dataset = encode(dataset, cameras)
         if actions:
             dataset = learnable(dataset, shape.chunk)
-        refuse_still(dataset, window)
         report_quarantine(dataset)
         weight = options.weights[number] if options.weights else 1.0
         learned, held = options.sides(dataset, window)
