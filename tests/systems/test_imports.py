@@ -12,7 +12,9 @@ import pytest
 EXTRAS = {
     "av": "video",
     "pyarrow": "video",
+    "h5py": "convert",
     "transformers": "text",
+    "diffusers": "svd",
     "accelerate": "train",
     "tensorboard": "train",
     "gymnasium": "metaworld",
