@@ -264,12 +264,20 @@ def test_errors_say_what_was_wanted(change, says):
         rollout(**given)
 
 
+def edited(rows, **values):
+    return [rows[0], json.dumps(json.loads(rows[1]) | values)]
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
         (lambda rows: [rows[0][:20], *rows[1:]], "line 1 of .* is no row"),
         (lambda rows: [*rows, rows[0]], "repeats x"),
         (lambda rows: ['{"arm": "x"}', *rows], "line 1 of .* is no row"),
+        (lambda rows: edited(rows, success="yes"), "line 2 of .* is no row .*success is 'yes'; wanted bool"),
+        (lambda rows: edited(rows, success=7), "success is 7; wanted bool"),
+        (lambda rows: edited(rows, steps=None), "steps is None; wanted int"),
+        (lambda rows: edited(rows, total_reward="x"), "total_reward is 'x'; wanted float"),
     ],
 )
 def test_a_damaged_log_is_no_silent_loss(tmp_path, damage, says):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 from ideomotor.files import naming
 
@@ -86,16 +86,19 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     """Returns the rows of a log; none where there is no file. A torn last line is left out.
 
     Raises:
-        ValueError: a damaged line before the last, or a row that is there twice.
+        ValueError: a line before the last that is damaged, or holds a value of another type; or a row that is there
+            twice.
     """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty, or torn
     rows: dict[Hashable, Row] = {}
+    hints = get_type_hints(kind)
     for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line)
             row = kind(**{f.name: values[f.name] for f in fields(kind)})
+            _check_types(row, hints)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"line {number} of {path} is no row of a roll-out ({error}): mend or delete the line, and its episode "
@@ -108,6 +111,15 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
             )
         rows[row.identity] = row
     return list(rows.values())
+
+
+def _check_types(row: LogRow, hints: Mapping[str, Any]) -> None:
+    for field in fields(row):
+        value, wanted = getattr(row, field.name), hints[field.name]
+        if wanted in (bool, int, float, str) and not (
+            type(value) is wanted or (wanted is float and type(value) is int)
+        ):
+            raise ValueError(f"{field.name} is {value!r}; wanted {wanted.__name__}")
 
 
 def append(path: Path, row: LogRow) -> None:
