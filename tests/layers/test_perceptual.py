@@ -60,6 +60,12 @@ def test_what_is_missing_is_named(files, tmp_path):
         load_perceptual(files[0])
     with pytest.raises(ValueError, match="0 convolutions"):
         load_perceptual(files[1])
+    for name in ("page.pth", "page.safetensors", "empty.pth", "rows.pth"):
+        (tmp_path / name).write_bytes(b"<html>" * 9 if name.startswith("page") else b"")
+        if name == "rows.pth":
+            torch.save([torch.zeros(1)], tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} holds (no weights|a list)"):
+            load_perceptual(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="is not a file"):
         load_perceptual(tmp_path / "nothing.pth")
 

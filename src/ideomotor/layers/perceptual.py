@@ -6,12 +6,14 @@ neither, losses go on without this term.
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -139,9 +141,22 @@ def load_perceptual(*files: Path) -> tuple[PerceptualDistance | None, str]:
     for file in files:
         if not Path(file).is_file():
             raise FileNotFoundError(f"{file} is not a file: give the weights of VGG16 and of the LPIPS heads")
-        is_safe = Path(file).suffix == ".safetensors"
-        state |= load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
+        state |= _read(Path(file))
     return perceptual_from_state(state), f"perceptual loss: LPIPS (VGG16) from {', '.join(str(f) for f in files)}"
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        is_safe = file.suffix == ".safetensors"
+        held = load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{file} holds no weights, or more than tensors ({reason}): give those of VGG16 and of the LPIPS heads"
+        ) from error
+    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise ValueError(f"{file} holds a {type(held).__name__}; wanted a mapping of names to tensors")
+    return held
 
 
 def _group(before: int, width: int, count: int) -> list[nn.Module]:
