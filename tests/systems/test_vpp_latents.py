@@ -181,6 +181,8 @@ def test_training_goes_on_from_a_stage_of_ours(home: Path, tmp_path: Path, capsy
     ]:
         with pytest.raises(ValueError, match=re.escape(why)):
             first_weights(first, config, eyes)
+    with pytest.raises(ValueError, match=r"gone holds nothing to begin with: give the --out folder of an earlier"):
+        first_weights(tmp_path / "gone", form, vae)
     shutil.rmtree(first / "predictor")
     with pytest.raises(ValueError, match="holds no video model"):
         first_weights(first, form, vae)

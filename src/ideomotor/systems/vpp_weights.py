@@ -49,6 +49,11 @@ def first_weights(folder: Path, config: VPP, vae: Autoencoder) -> FirstWeights:
     if (folder / VPP_FILE).is_file():
         earlier = _earlier(folder, config, vae)
         return FirstWeights(folder, str(read_model_info(folder / "predictor")["fingerprint"]), earlier)
+    if not (folder / "unet" / "config.json").is_file():
+        raise ValueError(
+            f"{folder} holds nothing to begin with: give the --out folder of an earlier `ideomotor vpp video`, or a "
+            "folder that diffusers saved (unet/config.json)"
+        )
     sizes, files = unet_files(folder)
     changed = differences(config_to_json(sizes), config_to_json(config.video.unet))
     if changed:
