@@ -25,7 +25,7 @@ from ideomotor.policies.edm_transformer import EDMTransformer
 from ideomotor.predictors.latent_diffusion import LatentDiffusion
 from ideomotor.predictors.svd_unet import joined, way_up
 from ideomotor.systems.vpp import VPP, Foreseeing, Looking
-from ideomotor.systems.vpp_agent import VPPAgent
+from ideomotor.systems.vpp_agent import VPPAgent, in_bf16
 from ideomotor.systems.vpp_presets import PRESETS
 from ideomotor.tokenizers.svd_vae import SVDVAE
 from ideomotor.types import Clip
@@ -169,13 +169,13 @@ class Reference:
 
 
 def agent_of(nets: Networks, device: str, replayed: bool) -> VPPAgent:
-    """Returns the agent as a user has it, but that its weights are in bf16; ``nets`` stay as they are."""
-    predictor: Any = reduced(nets.predictor, torch.bfloat16).to(device)
-    vae = deepcopy(nets.vae).to(device, torch.bfloat16)
-    looking, policy = (deepcopy(part).to(device) for part in (nets.looking, nets.policy))
+    """Returns the agent as ``ideomotor serve --weights bf16`` has it; ``nets`` stay as they are."""
+    parts = (nets.vae, nets.predictor, nets.looking, nets.policy)
+    vae, predictor, looking, policy = (deepcopy(part).to(device) for part in parts)
     foreseeing = Foreseeing(nets.config, vae, predictor, nets.tokens)
     goal = torch.randn(1, nets.config.policy.goal_width, generator=torch.Generator().manual_seed(0))
     agent = VPPAgent(nets.config, looking, policy, foreseeing, lambda sentences: goal.expand(len(sentences), -1))
+    agent = in_bf16(agent)
     if replayed:
         foreseeing.predictor = Replayed(predictor)  # type: ignore[assignment]
     return agent
